@@ -1,0 +1,1 @@
+"""embedstore: a collision-less embedding store for PyTorch that learns from a live stream."""

@@ -1,0 +1,264 @@
+"""The values that go in and out of a store, and the protocol that every store implements.
+
+The embedded store (:func:`embedstore.open`), the remote store (:func:`embedstore.connect`) and the in-process follower
+(:func:`embedstore.follow`, reads only) are interchangeable: same calls, same errors, checked by one contract suite.
+All values here are immutable; every method of every store may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
+
+import numpy as np
+
+from embedstore.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from embedstore.spec import TableSpec
+
+STREAM_NAME_BYTES_MAX = 512
+POSITION_MAX = 2**63 - 1
+IDS_PER_CALL_MAX = 1 << 22
+
+Ids = Any
+"""uint64 or int64 [n]: a numpy array, a torch tensor or a sequence of ints. int64 is reinterpreted, never refused."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The half-open range [begin, end) of positions of one stream that a push was computed from."""
+
+    stream: str
+    begin: int
+    end: int
+
+    def __post_init__(self) -> None:
+        check_stream_name("Origin.stream", self.stream)
+        for name in ("begin", "end"):
+            check_position(f"Origin.{name}", getattr(self, name))
+        if self.begin > self.end:
+            raise InvalidArgumentError("Origin.end", f"{self.end} is below begin {self.begin}")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a pull with ``meta=True`` returns, in the order of the ids.
+
+    ``embeddings`` float32 [n, dim]; ``found`` bool [n]; ``updates`` uint32 [n], pushes applied to the row;
+    ``first_seen_s`` and ``last_seen_s`` int64 [n], event time in unix seconds. Zero where not found.
+    """
+
+    embeddings: np.ndarray
+    found: np.ndarray
+    updates: np.ndarray
+    first_seen_s: np.ndarray
+    last_seen_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class TablePush:
+    """Gradients of one table: the long form of the pair ``(ids, grads)``.
+
+    ``grads`` float32 [n, dim] (any float dtype is converted); equal ids are summed. ``counts`` uint32 [n]: occurrences
+    an entry stands for (default 1). ``event_times_ms`` int64 [n]: default is the push's ``event_time_ms``. ``lr``:
+    learning rate of this push, default the table's.
+    """
+
+    ids: Ids
+    grads: Any
+    counts: Any = None
+    event_times_ms: Any = None
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands: lowest ``applied`` and ``durable`` watermark over all chunks of all shards,
+    every distinct watermark ascending, and the present writer's generation."""
+
+    applied: int
+    durable: int
+    watermarks: tuple[int, ...]
+    generation: int
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What became of a push. ``streams`` has the streams of its origins; ``repeated`` says that every chunk had it."""
+
+    streams: Mapping[str, StreamState] = field(default_factory=dict)
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class DenseSet:
+    """Dense weights that belong together, with the stream positions they were trained to."""
+
+    tensors: Mapping[str, np.ndarray]
+    position: Mapping[str, int]
+    version: int
+
+
+@dataclass(frozen=True)
+class TableStats:
+    """Counters of one table since its process started, and its present size."""
+
+    rows: int
+    memory_bytes: int
+    chunks: int
+    pulled_rows: int
+    missed_rows: int
+    pushed_rows: int
+    inserted_rows: int
+    tombstones: int
+
+
+@dataclass(frozen=True)
+class LeaderState:
+    """How a follower stands towards one leader; ``age_s``: how old its rows are, infinite before the first sync."""
+
+    address: str
+    connected: bool
+    age_s: float
+    deltas: int
+    reconnects: int
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Numbers of one store; a remote store sums over its shards. ``leaders`` is empty unless it is a follower."""
+
+    tables: Mapping[str, TableStats]
+    streams: Mapping[str, StreamState]
+    last_checkpoint_s: float
+    uptime_s: float
+    followers: int = 0
+    leaders: tuple[LeaderState, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointResult:
+    """What one checkpoint wrote."""
+
+    chunks_written: int
+    bytes_written: int
+    seconds: float
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """The half of a store that changes nothing; a follower has only this."""
+
+    @overload
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[False] = False) -> dict[str, np.ndarray]: ...
+    @overload
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True]) -> dict[str, Rows]: ...
+    def pull(self, tables: Mapping[str, Ids], *, meta: bool = False) -> dict[str, np.ndarray] | dict[str, Rows]:
+        """Rows in the order of the ids, float32 [n, dim] a table; with ``meta`` also what is known of them."""
+        ...
+
+    def contains(self, table: str, ids: Ids) -> np.ndarray:
+        """Which ids have a row: bool [n]."""
+
+    def scan(self, table: str) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Every row once, as (uint64 [n] ids, rows) pieces; the rows of one chunk are of one instant."""
+
+    def get_dense(self, dense_set: str) -> DenseSet:
+        """The published dense set; DenseSetNotFoundError."""
+
+    def tables(self) -> dict[str, TableSpec]:
+        """The spec of every table by name."""
+
+    def stats(self) -> StoreStats:
+        """Counters and sizes."""
+
+    def close(self) -> None:
+        """Release everything; an embedded store with a path checkpoints first. Twice is harmless."""
+
+
+@runtime_checkable
+class Store(Reader, Protocol):
+    """Everything that a trainer needs. See DESIGN words: a push without origins is applied, but can be lost with its
+    shard until the next checkpoint; a push with origins is applied exactly once."""
+
+    def push(
+        self,
+        tables: Mapping[str, TablePush | tuple[Ids, Any]],
+        *,
+        origins: Sequence[Origin] = (),
+        event_time_ms: int | None = None,
+    ) -> PushResult:
+        """Apply gradients of any number of tables, all or nothing (GapError, UnknownStreamError,
+        StaleGenerationError, InvalidArgumentError, TableNotFoundError: nothing was touched)."""
+        ...
+
+    def assign(self, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None) -> None:
+        """Write embeddings as they are; the last of equal ids wins.
+
+        Optimizer state and ``updates`` of an existing row stay.
+        """
+
+    def delete(self, table: str, ids: Ids) -> int:
+        """Remove rows; returns how many were there."""
+
+    def put_dense(self, dense_set: str, tensors: Mapping[str, Any], position: Mapping[str, int]) -> int:
+        """Publish a dense set, whole; returns its version. StaleDenseSetError when any stream would go back."""
+
+    def open_stream(self, stream: str, position: int) -> StreamState:
+        """Open a stream at ``position``, or take over a known one (its watermarks stay) with the next generation."""
+
+    def watermarks(self) -> dict[str, StreamState]:
+        """Where every stream stands."""
+
+    def checkpoint(self) -> CheckpointResult:
+        """Make everything applied so far durable before returning. Nothing to do for a store without a path."""
+
+    def create_table(self, spec: TableSpec) -> bool:
+        """Create a table; False when it exists with the same spec; TableExistsError for another."""
+
+    def alter_table(self, spec: TableSpec) -> None:
+        """Change lr (later ttl and caps); any other difference is refused by name."""
+
+    def drop_table(self, table: str) -> None:
+        """Remove a table and its rows."""
+
+
+def check_stream_name(label: str, stream: str) -> None:
+    """Raise :class:`InvalidArgumentError` unless ``stream`` can name a stream."""
+    if not isinstance(stream, str) or not stream or len(stream.encode()) > STREAM_NAME_BYTES_MAX:
+        raise InvalidArgumentError(label, f"must be 1-{STREAM_NAME_BYTES_MAX} bytes of text, not {stream!r}")
+
+
+def check_position(label: str, position: int) -> None:
+    """Raise :class:`InvalidArgumentError` unless ``position`` is an integer in [0, 2**63)."""
+    if isinstance(position, bool) or not isinstance(position, int | np.integer) or not 0 <= position <= POSITION_MAX:
+        raise InvalidArgumentError(label, f"must be an integer in [0, 2**63), not {position!r}")
+
+
+def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:
+    """``ids`` as a contiguous uint64 [n] array; no copy when it is one (int64 is reinterpreted)."""
+    array = np.asarray(ids)
+    if array.size == 0 and array.dtype.kind == "f" and not isinstance(ids, np.ndarray):
+        array = array.astype(np.uint64)
+    if array.ndim != 1:
+        raise InvalidArgumentError(label, f"must have one dimension, not shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise InvalidArgumentError(label, f"must be 64-bit integers, not {array.dtype}")
+    if array.size > IDS_PER_CALL_MAX:
+        raise InvalidArgumentError(label, f"at most {IDS_PER_CALL_MAX} a call, not {array.size}")
+    if array.dtype == np.int64:
+        array = array.view(np.uint64)
+    return np.ascontiguousarray(array, dtype=np.uint64)
+
+
+def as_rows(rows: Any, num_ids: int, dim: int, label: str) -> np.ndarray:
+    """``rows`` as contiguous float32 [num_ids, dim], or :class:`InvalidArgumentError` naming ``label``.
+
+    Whether they are finite is checked by the table, in the same pass that reads them.
+    """
+    array = np.ascontiguousarray(rows, dtype=np.float32)
+    if array.shape != (num_ids, dim):
+        raise InvalidArgumentError(label, f"must have shape {(num_ids, dim)}, not {array.shape}")
+    return array

@@ -1,0 +1,364 @@
+"""What a table is: frozen, validated at construction, the same in Python, on the wire and on disk.
+
+All classes here are immutable values, usable from any thread. A value that the format knows and this release does not
+implement yet raises :class:`~embedstore.errors.UnsupportedError` naming the field, when a table is *created* with it
+(:meth:`TableSpec.check_supported`), so that specs can be written, shipped and compared ahead of support.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from embedstore.errors import InvalidArgumentError, UnsupportedError
+from embedstore.v1 import spec_pb2
+
+DIM_MAX = 4096
+NUM_CHUNKS_MAX = 1 << 16
+NUM_CHUNKS_DEFAULT = 256
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+OnMiss = Literal["zeros", "init"]
+
+
+def _finite(owner: object, name: str, *, minimum: float | None = None, above: float | None = None) -> None:
+    value = getattr(owner, name)
+    label = f"{type(owner).__name__}.{name}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidArgumentError(label, f"must be a finite number, not {value!r}")
+    if minimum is not None and value < minimum:
+        raise InvalidArgumentError(label, f"must be >= {minimum}, not {value!r}")
+    if above is not None and value <= above:
+        raise InvalidArgumentError(label, f"must be > {above}, not {value!r}")
+
+
+def _beta(owner: object, name: str) -> None:
+    _finite(owner, name, minimum=0.0)
+    if getattr(owner, name) >= 1.0:
+        raise InvalidArgumentError(f"{type(owner).__name__}.{name}", "must be < 1")
+
+
+def _integer(label: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Base of the server-side optimizers; ``lr`` is the learning rate of pushes that give none."""
+
+    lr: float
+    weight_decay: float = field(default=0.0, kw_only=True)
+    clip_norm: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _finite(self, "lr", minimum=0.0)
+        _finite(self, "weight_decay", minimum=0.0)
+        if self.clip_norm is not None:
+            _finite(self, "clip_norm", above=0.0)
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """``w -= lr * g``."""
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """``v = beta * v + g; w -= lr * v``."""
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _beta(self, "beta")
+
+
+@dataclass(frozen=True)
+class Adagrad(Optimizer):
+    """``s += g * g; w -= lr * g / (sqrt(s) + eps)`` (Duchi et al. 2011); ``s`` starts at ``initial_accumulator``."""
+
+    initial_accumulator: float = 0.0
+    eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _finite(self, "initial_accumulator", minimum=0.0)
+        _finite(self, "eps", above=0.0)
+
+
+@dataclass(frozen=True)
+class RowwiseAdagrad(Optimizer):
+    """Adagrad with one accumulator a row: the mean of the squared gradient."""
+
+    initial_accumulator: float = 0.0
+    eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _finite(self, "initial_accumulator", minimum=0.0)
+        _finite(self, "eps", above=0.0)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, algorithm 1) with a step count a row: the row's ``updates``."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _beta(self, "beta1")
+        _beta(self, "beta2")
+        _finite(self, "eps", above=0.0)
+
+
+@dataclass(frozen=True)
+class RMSProp(Optimizer):
+    """``s = decay * s + (1 - decay) * g * g; w -= lr * g / (sqrt(s) + eps)``."""
+
+    decay: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _beta(self, "decay")
+        _finite(self, "eps", above=0.0)
+
+
+@dataclass(frozen=True)
+class FTRL(Optimizer):
+    """FTRL-Proximal (McMahan et al. 2013, algorithm 1)."""
+
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta", "l1", "l2"):
+            _finite(self, name, minimum=0.0)
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """Base of the initializers: pure functions of (seed, id), the same in every process."""
+
+
+@dataclass(frozen=True)
+class Zeros(Initializer):
+    """All zeros."""
+
+
+@dataclass(frozen=True)
+class Constant(Initializer):
+    """Every number is ``value``."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _finite(self, "value")
+
+
+@dataclass(frozen=True)
+class _Seeded(Initializer):
+    scale: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _finite(self, "scale", minimum=0.0)
+        _integer(f"{type(self).__name__}.seed", self.seed, 0, 2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Uniform(_Seeded):
+    """Uniform in [-scale, scale)."""
+
+
+@dataclass(frozen=True)
+class Normal(_Seeded):
+    """Normal with standard deviation ``scale``."""
+
+
+@dataclass(frozen=True)
+class TruncatedNormal(_Seeded):
+    """Normal with standard deviation ``scale``, redrawn outside two of them."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Base of the rules that let an id have a row."""
+
+
+@dataclass(frozen=True)
+class MinCount(Admission):
+    """An id gets a row with its ``count``-th occurrence."""
+
+    count: int
+    memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        _integer("MinCount.count", self.count, 1, 2**31 - 1)
+        _integer("MinCount.memory_bytes", self.memory_bytes, 0, 2**40)
+
+
+@dataclass(frozen=True)
+class Probability(Admission):
+    """Each occurrence admits an id with probability ``p``, decided by a hash of the id and its count."""
+
+    p: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _finite(self, "p", above=0.0)
+        if self.p > 1.0:
+            raise InvalidArgumentError("Probability.p", "must be <= 1")
+        _integer("Probability.seed", self.seed, 0, 2**64 - 1)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A named set of rows.
+
+    ``dim`` floats a row; ``on_miss`` is what a pull reads for an id without a row ("zeros", or "init": its initial
+    value). ``num_chunks`` is a power of two and fixed for the table's life. ``ttl_s`` (seconds since last_seen),
+    ``rows_max`` and ``bytes_max`` (None: no bound) and ``admission`` (None: every id) decide what may live in it.
+    """
+
+    name: str
+    dim: int
+    optimizer: Optimizer = field(default_factory=lambda: Adagrad(lr=0.05))
+    init: Initializer = field(default_factory=Zeros)
+    on_miss: OnMiss = "zeros"
+    admission: Admission | None = None
+    ttl_s: float | None = None
+    rows_max: int | None = None
+    bytes_max: int | None = None
+    num_chunks: int = NUM_CHUNKS_DEFAULT
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InvalidArgumentError(
+                "TableSpec.name", f"must be 1-63 of a-z 0-9 _ . - and start with a letter or digit, not {self.name!r}"
+            )
+        _integer("TableSpec.dim", self.dim, 1, DIM_MAX)
+        _integer("TableSpec.num_chunks", self.num_chunks, 1, NUM_CHUNKS_MAX)
+        if self.num_chunks & (self.num_chunks - 1):
+            raise InvalidArgumentError("TableSpec.num_chunks", f"must be a power of two, not {self.num_chunks}")
+        for name, kind in (("optimizer", Optimizer), ("init", Initializer)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or type(value) is kind:
+                raise InvalidArgumentError(f"TableSpec.{name}", f"must be one of embedstore's, not {value!r}")
+        if self.admission is not None and not isinstance(self.admission, MinCount | Probability):
+            raise InvalidArgumentError("TableSpec.admission", f"must be a rule or None, not {self.admission!r}")
+        if self.on_miss not in ("zeros", "init"):
+            raise InvalidArgumentError("TableSpec.on_miss", f'must be "zeros" or "init", not {self.on_miss!r}')
+        if self.ttl_s is not None:
+            _finite(self, "ttl_s", above=0.0)
+        for name in ("rows_max", "bytes_max"):
+            if getattr(self, name) is not None:
+                _integer(f"TableSpec.{name}", getattr(self, name), 1, 2**63 - 1)
+
+    def check_supported(self) -> None:
+        """Raise :class:`UnsupportedError`, naming the field, for what this release cannot do yet."""
+        if not isinstance(self.optimizer, SGD | Adagrad | Adam):
+            raise UnsupportedError("TableSpec.optimizer", f"{type(self.optimizer).__name__} is not supported yet")
+        if self.optimizer.weight_decay:
+            raise UnsupportedError("TableSpec.optimizer.weight_decay", "is not supported yet")
+        if self.optimizer.clip_norm is not None:
+            raise UnsupportedError("TableSpec.optimizer.clip_norm", "is not supported yet")
+        if not isinstance(self.init, Zeros | Constant | Uniform):
+            raise UnsupportedError("TableSpec.init", f"{type(self.init).__name__} is not supported yet")
+        for name in ("admission", "ttl_s", "rows_max", "bytes_max"):
+            if getattr(self, name) is not None:
+                raise UnsupportedError(f"TableSpec.{name}", "is not supported yet")
+
+    def first_difference(self, other: TableSpec) -> str | None:
+        """The first field in which two specs differ, or None."""
+        return next((f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)), None)
+
+    def to_proto(self) -> spec_pb2.TableSpec:
+        """The same spec as a protobuf message."""
+        message = spec_pb2.TableSpec(
+            name=self.name,
+            dim=self.dim,
+            on_miss=spec_pb2.ON_MISS_INIT if self.on_miss == "init" else spec_pb2.ON_MISS_ZEROS,
+            num_chunks=self.num_chunks,
+            ttl_s=self.ttl_s,
+            rows_max=self.rows_max,
+            bytes_max=self.bytes_max,
+        )
+        _to_oneof(self.optimizer, message.optimizer, _OPTIMIZERS)
+        _to_oneof(self.init, message.init, _INITIALIZERS)
+        if self.admission is not None:
+            _to_oneof(self.admission, message.admission, _ADMISSIONS)
+        return message
+
+    @classmethod
+    def from_proto(cls, message: spec_pb2.TableSpec) -> TableSpec:
+        """Read a protobuf message; :class:`InvalidArgumentError` names a bad field."""
+        optional = {
+            name: getattr(message, name) if message.HasField(name) else None
+            for name in ("ttl_s", "rows_max", "bytes_max")
+        }
+        if message.on_miss not in (spec_pb2.ON_MISS_UNSPECIFIED, spec_pb2.ON_MISS_ZEROS, spec_pb2.ON_MISS_INIT):
+            raise InvalidArgumentError("TableSpec.on_miss", f"unknown value {message.on_miss}")
+        return cls(
+            name=message.name,
+            dim=message.dim,
+            optimizer=_from_oneof("TableSpec.optimizer", message.optimizer, _OPTIMIZERS),
+            init=_from_oneof("TableSpec.init", message.init, _INITIALIZERS),
+            on_miss="init" if message.on_miss == spec_pb2.ON_MISS_INIT else "zeros",
+            admission=_from_oneof("TableSpec.admission", message.admission, _ADMISSIONS)
+            if message.HasField("admission")
+            else None,
+            num_chunks=message.num_chunks,
+            **optional,
+        )
+
+
+_OPTIMIZERS: dict[str, type] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
+    "adam": Adam,
+    "rmsprop": RMSProp,
+    "ftrl": FTRL,
+}
+_INITIALIZERS: dict[str, type] = {
+    "zeros": Zeros,
+    "constant": Constant,
+    "uniform": Uniform,
+    "normal": Normal,
+    "truncated_normal": TruncatedNormal,
+}
+_ADMISSIONS: dict[str, type] = {"min_count": MinCount, "probability": Probability}
+
+
+def _to_oneof(value: Any, message: Any, kinds: dict[str, type]) -> None:
+    kind = next(name for name, cls in kinds.items() if type(value) is cls)
+    target = getattr(message, kind)
+    target.SetInParent()
+    for f in fields(value):
+        item = getattr(value, f.name)
+        if item is not None:
+            owner = target if f.name in target.DESCRIPTOR.fields_by_name else message
+            setattr(owner, f.name, item)
+
+
+def _from_oneof(label: str, message: Any, kinds: dict[str, type]) -> Any:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise InvalidArgumentError(label, "is missing or of a kind this release does not know")
+    source = getattr(message, kind)
+    values = {}
+    for f in fields(kinds[kind]):
+        owner = source if f.name in source.DESCRIPTOR.fields_by_name else message
+        descriptor = owner.DESCRIPTOR.fields_by_name[f.name]
+        values[f.name] = None if descriptor.has_presence and not owner.HasField(f.name) else getattr(owner, f.name)
+    return kinds[kind](**values)

@@ -1,0 +1,1 @@
+"""The online trainer: reads activity streams, learns, pushes to embedstore."""
