@@ -26,7 +26,7 @@ from embedstore.v1 import spec_pb2 as embedstore_dot_v1_dot_spec__pb2
 from embedstore.v1 import sync_pb2 as embedstore_dot_v1_dot_sync__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65mbedstore/v1/manifest.proto\x12\rembedstore.v1\x1a\x18\x65mbedstore/v1/spec.proto\x1a\x18\x65mbedstore/v1/sync.proto\"g\n\rStoreManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\nnum_shards\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x14\n\x0cnext_segment\x18\x05 \x01(\x04\"\x9a\x01\n\rTableManifest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.embedstore.v1.TableSpec\x12,\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1c.embedstore.v1.ChunkManifest\x12\x33\n\x0ewatermark_sets\x18\x03 \x03(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"\x86\x01\n\rChunkManifest\x12%\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x15.embedstore.v1.Cursor\x12\x10\n\x08\x63lock_ms\x18\x02 \x01(\x03\x12\x15\n\rwatermark_set\x18\x03 \x01(\r\x12%\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x16.embedstore.v1.BlobRef\"J\n\x07\x42lobRef\x12\x0f\n\x07segment\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"C\n\x0eStreamManifest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65mbedstore/v1/manifest.proto\x12\rembedstore.v1\x1a\x18\x65mbedstore/v1/spec.proto\x1a\x18\x65mbedstore/v1/sync.proto\"g\n\rStoreManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\nnum_shards\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x14\n\x0cnext_segment\x18\x05 \x01(\x04\"\xcb\x01\n\rTableManifest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.embedstore.v1.TableSpec\x12,\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1c.embedstore.v1.ChunkManifest\x12\x33\n\x0ewatermark_sets\x18\x03 \x03(\x0b\x32\x1b.embedstore.v1.WatermarkSet\x12/\n\nbeginnings\x18\x04 \x01(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"\x86\x01\n\rChunkManifest\x12%\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x15.embedstore.v1.Cursor\x12\x10\n\x08\x63lock_ms\x18\x02 \x01(\x03\x12\x15\n\rwatermark_set\x18\x03 \x01(\r\x12%\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x16.embedstore.v1.BlobRef\"J\n\x07\x42lobRef\x12\x0f\n\x07segment\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"C\n\x0eStreamManifest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOREMANIFEST']._serialized_start=99
   _globals['_STOREMANIFEST']._serialized_end=202
   _globals['_TABLEMANIFEST']._serialized_start=205
-  _globals['_TABLEMANIFEST']._serialized_end=359
-  _globals['_CHUNKMANIFEST']._serialized_start=362
-  _globals['_CHUNKMANIFEST']._serialized_end=496
-  _globals['_BLOBREF']._serialized_start=498
-  _globals['_BLOBREF']._serialized_end=572
-  _globals['_STREAMMANIFEST']._serialized_start=574
-  _globals['_STREAMMANIFEST']._serialized_end=641
+  _globals['_TABLEMANIFEST']._serialized_end=408
+  _globals['_CHUNKMANIFEST']._serialized_start=411
+  _globals['_CHUNKMANIFEST']._serialized_end=545
+  _globals['_BLOBREF']._serialized_start=547
+  _globals['_BLOBREF']._serialized_end=621
+  _globals['_STREAMMANIFEST']._serialized_start=623
+  _globals['_STREAMMANIFEST']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

@@ -23,14 +23,16 @@ class StoreManifest(_message.Message):
     def __init__(self, format: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., epoch: _Optional[int] = ..., next_segment: _Optional[int] = ...) -> None: ...
 
 class TableManifest(_message.Message):
-    __slots__ = ("spec", "chunks", "watermark_sets")
+    __slots__ = ("spec", "chunks", "watermark_sets", "beginnings")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_SETS_FIELD_NUMBER: _ClassVar[int]
+    BEGINNINGS_FIELD_NUMBER: _ClassVar[int]
     spec: _spec_pb2.TableSpec
     chunks: _containers.RepeatedCompositeFieldContainer[ChunkManifest]
     watermark_sets: _containers.RepeatedCompositeFieldContainer[_sync_pb2.WatermarkSet]
-    def __init__(self, spec: _Optional[_Union[_spec_pb2.TableSpec, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[ChunkManifest, _Mapping]]] = ..., watermark_sets: _Optional[_Iterable[_Union[_sync_pb2.WatermarkSet, _Mapping]]] = ...) -> None: ...
+    beginnings: _sync_pb2.WatermarkSet
+    def __init__(self, spec: _Optional[_Union[_spec_pb2.TableSpec, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[ChunkManifest, _Mapping]]] = ..., watermark_sets: _Optional[_Iterable[_Union[_sync_pb2.WatermarkSet, _Mapping]]] = ..., beginnings: _Optional[_Union[_sync_pb2.WatermarkSet, _Mapping]] = ...) -> None: ...
 
 class ChunkManifest(_message.Message):
     __slots__ = ("cursor", "clock_ms", "watermark_set", "blobs")

@@ -19,22 +19,28 @@ class Cursor(_message.Message):
     def __init__(self, chunk: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
 
 class TableCursors(_message.Message):
-    __slots__ = ("table", "cursors")
+    __slots__ = ("table", "chunks", "incarnations", "versions")
     TABLE_FIELD_NUMBER: _ClassVar[int]
-    CURSORS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     table: str
-    cursors: _containers.RepeatedCompositeFieldContainer[Cursor]
-    def __init__(self, table: _Optional[str] = ..., cursors: _Optional[_Iterable[_Union[Cursor, _Mapping]]] = ...) -> None: ...
+    chunks: bytes
+    incarnations: bytes
+    versions: bytes
+    def __init__(self, table: _Optional[str] = ..., chunks: _Optional[bytes] = ..., incarnations: _Optional[bytes] = ..., versions: _Optional[bytes] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
-    __slots__ = ("epoch", "wants", "ack")
+    __slots__ = ("epoch", "wants", "ack", "rewind")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     WANTS_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    REWIND_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     wants: FollowWants
     ack: FollowAck
-    def __init__(self, epoch: _Optional[int] = ..., wants: _Optional[_Union[FollowWants, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ...) -> None: ...
+    rewind: FollowRewind
+    def __init__(self, epoch: _Optional[int] = ..., wants: _Optional[_Union[FollowWants, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., rewind: _Optional[_Union[FollowRewind, _Mapping]] = ...) -> None: ...
 
 class FollowWants(_message.Message):
     __slots__ = ("tables", "only_tables", "embeddings_only", "dense_versions", "sync_interval_ms")
@@ -63,21 +69,29 @@ class FollowAck(_message.Message):
     sequence: int
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
+class FollowRewind(_message.Message):
+    __slots__ = ("cursors", "whole_table")
+    CURSORS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_TABLE_FIELD_NUMBER: _ClassVar[int]
+    cursors: TableCursors
+    whole_table: bool
+    def __init__(self, cursors: _Optional[_Union[TableCursors, _Mapping]] = ..., whole_table: _Optional[bool] = ...) -> None: ...
+
 class FollowResponse(_message.Message):
-    __slots__ = ("sequence", "table", "dropped", "part", "heartbeat", "dense_set")
+    __slots__ = ("sequence", "table", "dropped", "deltas", "heartbeat", "dense")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
-    PART_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
-    DENSE_SET_FIELD_NUMBER: _ClassVar[int]
+    DENSE_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     table: TableAnnouncement
     dropped: TableDropped
-    part: DeltaPart
+    deltas: DeltaParts
     heartbeat: Heartbeat
-    dense_set: _store_pb2.DenseSet
-    def __init__(self, sequence: _Optional[int] = ..., table: _Optional[_Union[TableAnnouncement, _Mapping]] = ..., dropped: _Optional[_Union[TableDropped, _Mapping]] = ..., part: _Optional[_Union[DeltaPart, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., dense_set: _Optional[_Union[_store_pb2.DenseSet, _Mapping]] = ...) -> None: ...
+    dense: DensePart
+    def __init__(self, sequence: _Optional[int] = ..., table: _Optional[_Union[TableAnnouncement, _Mapping]] = ..., dropped: _Optional[_Union[TableDropped, _Mapping]] = ..., deltas: _Optional[_Union[DeltaParts, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., dense: _Optional[_Union[DensePart, _Mapping]] = ...) -> None: ...
 
 class TableAnnouncement(_message.Message):
     __slots__ = ("spec",)
@@ -90,6 +104,12 @@ class TableDropped(_message.Message):
     TABLE_FIELD_NUMBER: _ClassVar[int]
     table: str
     def __init__(self, table: _Optional[str] = ...) -> None: ...
+
+class DeltaParts(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[DeltaPart]
+    def __init__(self, parts: _Optional[_Iterable[_Union[DeltaPart, _Mapping]]] = ...) -> None: ...
 
 class DeltaPart(_message.Message):
     __slots__ = ("table", "chunk", "offset", "length", "data")
@@ -105,33 +125,45 @@ class DeltaPart(_message.Message):
     data: bytes
     def __init__(self, table: _Optional[str] = ..., chunk: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class DensePart(_message.Message):
+    __slots__ = ("name", "offset", "length", "crc32c", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    offset: int
+    length: int
+    crc32c: int
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Heartbeat(_message.Message):
-    __slots__ = ("leader_time_ms", "tables")
-    LEADER_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("complete_until_ms", "tables")
+    COMPLETE_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
-    leader_time_ms: int
+    complete_until_ms: int
     tables: _containers.RepeatedCompositeFieldContainer[TableHeartbeat]
-    def __init__(self, leader_time_ms: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableHeartbeat, _Mapping]]] = ...) -> None: ...
+    def __init__(self, complete_until_ms: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableHeartbeat, _Mapping]]] = ...) -> None: ...
 
 class TableHeartbeat(_message.Message):
-    __slots__ = ("table", "chunks", "watermark_sets")
+    __slots__ = ("table", "chunks", "incarnations", "versions", "clocks_ms", "watermark_indexes", "watermark_sets")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    CLOCKS_MS_FIELD_NUMBER: _ClassVar[int]
+    WATERMARK_INDEXES_FIELD_NUMBER: _ClassVar[int]
     WATERMARK_SETS_FIELD_NUMBER: _ClassVar[int]
     table: str
-    chunks: _containers.RepeatedCompositeFieldContainer[ChunkState]
+    chunks: bytes
+    incarnations: bytes
+    versions: bytes
+    clocks_ms: bytes
+    watermark_indexes: bytes
     watermark_sets: _containers.RepeatedCompositeFieldContainer[WatermarkSet]
-    def __init__(self, table: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[ChunkState, _Mapping]]] = ..., watermark_sets: _Optional[_Iterable[_Union[WatermarkSet, _Mapping]]] = ...) -> None: ...
-
-class ChunkState(_message.Message):
-    __slots__ = ("cursor", "clock_ms", "watermark_set")
-    CURSOR_FIELD_NUMBER: _ClassVar[int]
-    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
-    WATERMARK_SET_FIELD_NUMBER: _ClassVar[int]
-    cursor: Cursor
-    clock_ms: int
-    watermark_set: int
-    def __init__(self, cursor: _Optional[_Union[Cursor, _Mapping]] = ..., clock_ms: _Optional[int] = ..., watermark_set: _Optional[int] = ...) -> None: ...
+    def __init__(self, table: _Optional[str] = ..., chunks: _Optional[bytes] = ..., incarnations: _Optional[bytes] = ..., versions: _Optional[bytes] = ..., clocks_ms: _Optional[bytes] = ..., watermark_indexes: _Optional[bytes] = ..., watermark_sets: _Optional[_Iterable[_Union[WatermarkSet, _Mapping]]] = ...) -> None: ...
 
 class WatermarkSet(_message.Message):
     __slots__ = ("positions",)
