@@ -208,6 +208,30 @@ class CorruptCheckpointError(EmbedstoreError):
         self.problem = problem
 
 
+class CheckpointFailedError(EmbedstoreError):
+    """Something could not be written (disk full, directory not writable); ``path`` names it.
+
+    What was durable before still is, nothing in memory is lost, and the same call can be repeated.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class StoreLockedError(EmbedstoreError):
+    """Another process (or another store of this one) has the directory ``path`` open."""
+
+    code: ClassVar[str] = "FAILED_PRECONDITION"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is open already, in this process or another")
+        self.path = path
+
+
 class LostUpdatesWarning(UserWarning):
     """Updates without an origin were accepted and then lost with their shard before a checkpoint; ``count`` of them."""
 

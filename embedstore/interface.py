@@ -86,10 +86,15 @@ class StreamState:
 
 @dataclass(frozen=True)
 class PushResult:
-    """What became of a push. ``streams`` has the streams of its origins; ``repeated`` says that every chunk had it."""
+    """What became of a push. ``streams`` has the streams of its origins; ``repeated`` says that every chunk had it.
+
+    ``lost_updates``: how many earlier updates of its client stream a restart has taken back (always 0 for a stream that
+    was opened: there a gap is refused).
+    """
 
     streams: Mapping[str, StreamState] = field(default_factory=dict)
     repeated: bool = False
+    lost_updates: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,10 @@ class LeaderState:
 
 @dataclass(frozen=True)
 class StoreStats:
-    """Numbers of one store; a remote store sums over its shards. ``leaders`` is empty unless it is a follower."""
+    """Numbers of one store; a remote store sums over its shards. ``leaders`` is empty unless it is a follower.
+
+    ``corrupt_chunks``: chunks that fell back at the last start because a blob of theirs was unreadable.
+    """
 
     tables: Mapping[str, TableStats]
     streams: Mapping[str, StreamState]
@@ -136,6 +144,7 @@ class StoreStats:
     uptime_s: float
     followers: int = 0
     leaders: tuple[LeaderState, ...] = ()
+    corrupt_chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,7 @@ def check_position(label: str, position: int) -> None:
 
 def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:
     """``ids`` as a contiguous uint64 [n] array; no copy when it is one (int64 is reinterpreted)."""
-    array = np.asarray(ids)
+    array = _as_array(ids, label)
     if array.size == 0 and array.dtype.kind == "f" and not isinstance(ids, np.ndarray):
         array = array.astype(np.uint64)
     if array.ndim != 1:
@@ -253,12 +262,24 @@ def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.uint64)
 
 
+def _as_array(values: Any, label: str) -> np.ndarray:
+    try:
+        return np.asarray(values.detach() if hasattr(values, "detach") else values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
+        raise InvalidArgumentError(label, f"cannot be read as an array: {problem}") from problem
+
+
 def as_rows(rows: Any, num_ids: int, dim: int, label: str) -> np.ndarray:
     """``rows`` as contiguous float32 [num_ids, dim], or :class:`InvalidArgumentError` naming ``label``.
 
     Whether they are finite is checked by the table, in the same pass that reads them.
     """
-    array = np.ascontiguousarray(rows, dtype=np.float32)
+    array = _as_array(rows, label)
+    if array.dtype.kind not in "fiu":
+        raise InvalidArgumentError(label, f"must be floating point, not {array.dtype}")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    if array.size == 0 and num_ids == 0 and array.ndim <= 2:
+        array = array.reshape(0, dim)
     if array.shape != (num_ids, dim):
         raise InvalidArgumentError(label, f"must have shape {(num_ids, dim)}, not {array.shape}")
     return array
