@@ -1,0 +1,80 @@
+# Each target installs what it needs when it is missing; a second call finds everything in place.
+#   make demo [SECONDS=60] [KAFKA=1] [ARGS=...]   a minute of learning from a live stream, with a report
+#   make test [ARGS=...] [SEED=n]                 the whole test suite
+#   make lint                                     style, types, generated code
+#   make bench [ARGS="pull push insert remote"]   every figure beside its reference
+#   make build | protos | stubs | clean           native module | generated code | its type stubs | remove what was built
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench build protos stubs clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -q -c constraints.txt
+STAMP := $(VENV)/.stamps
+NATIVE_SOURCES := CMakeLists.txt $(shell find embedstore/native -type f 2>/dev/null)
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+SECONDS ?= 60
+KAFKA ?=
+ARGS ?=
+
+# --- installation ---------------------------------------------------------------------------------------------------
+
+$(STAMP)/venv: scripts/setup
+	scripts/setup venv $(VENV)
+	mkdir -p $(STAMP)
+	touch $@
+
+# Tools of the native build come first: it runs without isolation, so that their versions are pinned too.
+$(STAMP)/tools: $(STAMP)/venv constraints.txt
+	$(PIP) --group build
+	touch $@
+
+# Also after every change of the C++ sources; the dependencies are there then and cost nothing.
+$(STAMP)/native: $(STAMP)/tools $(NATIVE_SOURCES) pyproject.toml
+	@echo "building embedstore and installing its dependencies (the first time brings PyTorch: some minutes)"
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(STAMP)/dev: $(STAMP)/native
+	$(PIP) --group dev
+	touch $@
+
+$(STAMP)/java: scripts/setup | $(STAMP)/venv
+	scripts/setup java
+	touch $@
+
+build: $(STAMP)/native
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+demo: $(STAMP)/native $(if $(KAFKA),$(STAMP)/java)
+	$(VENV)/bin/embedtrain demo --seconds $(SECONDS) $(if $(KAFKA),--kafka) $(ARGS)
+
+test: $(STAMP)/dev $(STAMP)/java
+	$(PY) -m pytest --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
+
+lint: $(STAMP)/dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/buf lint protos
+	scripts/protos --check
+	scripts/stubs --check
+	find embedstore/native -name '*.h' -o -name '*.cc' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	$(PY) scripts/check_tree.py
+
+bench: $(STAMP)/dev
+	$(PY) -m benchmarks $(or $(ARGS),pull push insert remote)
+
+protos: $(STAMP)/dev
+	scripts/protos
+
+stubs: $(STAMP)/dev
+	scripts/stubs
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
