@@ -20,6 +20,7 @@ RANKS = {
     "spec": 1,
     "_native": 1,
     "interface": 2,
+    "protowire": 2,
     "table": 3,
     "checkpoint": 4,
     "store": 5,
