@@ -159,20 +159,22 @@ class LeaderState(_message.Message):
     def __init__(self, address: _Optional[str] = ..., connected: _Optional[bool] = ..., age_s: _Optional[float] = ..., deltas: _Optional[int] = ..., reconnects: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders")
+    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks")
     TABLES_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     LAST_CHECKPOINT_S_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
     LEADERS_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableStats]
     streams: _containers.RepeatedCompositeFieldContainer[_store_pb2.StreamState]
     last_checkpoint_s: float
     uptime_s: float
     followers: int
     leaders: _containers.RepeatedCompositeFieldContainer[LeaderState]
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ...) -> None: ...
+    corrupt_chunks: int
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
     __slots__ = ("kind", "name", "streams", "topology", "numbers", "problem")

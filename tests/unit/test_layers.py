@@ -26,10 +26,14 @@ RANKS = {
     "store": 5,
     "placement": 6,
     "wire": 6,
-    "client": 7,
+    "status": 6,
+    "messages": 6,
+    "peers": 7,
+    "client_streams": 7,
+    "client": 8,
     "nn": 7,
-    "server": 8,
-    "cli": 9,
+    "server": 9,
+    "cli": 10,
 }
 CONFINED = {"torch": {"nn"}, "pydantic": {"cli"}, "pydantic_settings": {"cli"}, "rich": {"cli"}, "typer": {"cli"}}
 
