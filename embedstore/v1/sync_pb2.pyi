@@ -43,8 +43,8 @@ class FollowRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., wants: _Optional[_Union[FollowWants, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., rewind: _Optional[_Union[FollowRewind, _Mapping]] = ...) -> None: ...
 
 class FollowWants(_message.Message):
-    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_versions", "sync_interval_ms")
-    class DenseVersionsEntry(_message.Message):
+    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms")
+    class DenseChecksumsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -54,14 +54,14 @@ class FollowWants(_message.Message):
     TABLES_FIELD_NUMBER: _ClassVar[int]
     ONLY_TABLES_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_ONLY_FIELD_NUMBER: _ClassVar[int]
-    DENSE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    DENSE_CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     SYNC_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableCursors]
     only_tables: _containers.RepeatedScalarFieldContainer[str]
     embeddings_only: bool
-    dense_versions: _containers.ScalarMap[str, int]
+    dense_checksums: _containers.ScalarMap[str, int]
     sync_interval_ms: int
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_versions: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ...) -> None: ...
 
 class FollowAck(_message.Message):
     __slots__ = ("sequence",)
