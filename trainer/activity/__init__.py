@@ -1,0 +1,1 @@
+"""Generated protobuf code of package activity; see protos/ and ``make protos``."""

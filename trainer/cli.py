@@ -1,0 +1,47 @@
+"""``embedtrain``: the trainer's commands. Each is imported only when it is called, so that none waits for another."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+import typer
+
+from embedstore.errors import EmbedstoreError, InvalidArgumentError
+
+COMMANDS = {
+    "convert": ("trainer.convert", "Turn a data set into an event file."),
+    "produce": ("trainer.produce", "Send an event file to a Kafka topic."),
+}
+"""Command -> the module whose ``app`` runs it, and what the overview says about it."""
+
+app = typer.Typer(help="Learn embeddings from a stream of activity.", no_args_is_help=True, add_completion=False)
+
+
+def _runner(module: str) -> Callable[[typer.Context], None]:
+    def run(context: typer.Context) -> None:
+        importlib.import_module(module).app(args=context.args, prog_name=f"embedtrain {context.info_name}")
+
+    return run
+
+
+for _name, (_module, _help) in COMMANDS.items():
+    app.command(
+        _name,
+        help=_help,
+        context_settings={
+            "allow_extra_args": True,
+            "allow_interspersed_args": False,
+            "ignore_unknown_options": True,
+            "help_option_names": [],
+        },
+    )(_runner(_module))
+
+
+def main() -> None:
+    """Run ``embedtrain``; a wrong argument or a failure is one line on stderr, not a traceback."""
+    try:
+        app(prog_name="embedtrain")
+    except (InvalidArgumentError, EmbedstoreError) as error:
+        sys.exit(f"embedtrain: {error}")
