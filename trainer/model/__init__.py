@@ -1,0 +1,1 @@
+"""The networks: plain torch modules over rows that somebody else has pulled."""
