@@ -104,7 +104,7 @@ def open_source(
     if separator and scheme == "synthetic":
         from trainer.sources.synthetic import open_synthetic
 
-        return open_synthetic(uri)
+        return open_synthetic(uri, **options)
     if separator:
         raise InvalidArgumentError("events", f"unknown scheme {scheme!r}; known: a path, kafka://, synthetic://")
     from trainer.sources.files import FileSource
