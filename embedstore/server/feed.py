@@ -1,0 +1,304 @@
+"""What one follower is to be sent next: the leader's half of Follow, without any gRPC.
+
+A :class:`Feed` remembers per chunk the cursor that its follower will have when everything sent so far is applied, and
+compares it, vectorised, with where the chunk stands. A round sends one delta of each chunk that moved, unless the chunk
+had one less than ``sync_interval_ms`` ago; it then waits for its turn and holds back no other.
+
+Two rules keep what followers know true:
+
+- A delta is taken under the chunk's lock and carries its own watermarks. A heartbeat claims watermarks for a chunk only
+  together with the cursor that they belong to: the chunk's state is read before and after its watermarks, and a chunk
+  that moved in between is left out.
+- ``complete_until_ms`` is the latest moment before which nothing is unsent: the beginning of the round, or, for a chunk
+  that waits for its turn, the beginning of the last round that found it unchanged or sent it.
+
+A feed belongs to the thread of its call. It holds arrays of a few dozen bytes a chunk, and while it is suspended
+between two messages at most one delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedstore import dense
+from embedstore._native import crc32c
+from embedstore.errors import DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
+from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
+from embedstore.v1 import store_pb2, sync_pb2
+
+if TYPE_CHECKING:
+    from embedstore.spec import TableSpec
+    from embedstore.store import TableSet
+    from embedstore.table import Table
+
+NEVER_MS = -(1 << 62)
+SYNC_INTERVAL_MS_MAX = 3_600_000
+"""Both monotonic and wall times are integers of milliseconds."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often things are sent. ``sync_interval_ms``: shortest time between two deltas of one chunk, and between two
+    heartbeats when watermarks moved; ``heartbeat_ms``: longest time between two heartbeats."""
+
+    sync_interval_ms: int = 200
+    heartbeat_ms: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("sync_interval_ms", "heartbeat_ms"):
+            if not 1 <= getattr(self, name) <= SYNC_INTERVAL_MS_MAX:
+                raise InvalidArgumentError(name, f"must be in [1, {SYNC_INTERVAL_MS_MAX}], not {getattr(self, name)}")
+
+
+class TableFeed:
+    """What one follower has been sent of one table."""
+
+    def __init__(self, table: Table, cursors: Cursors | None, *, embeddings_only: bool) -> None:
+        self.table = table
+        self.spec: TableSpec | None = None
+        self._embeddings_only = embeddings_only
+        self._chunks = np.arange(table.chunks.start, table.chunks.stop, dtype=np.uint32)
+        count = len(self._chunks)
+        self._incarnations = np.zeros(count, np.uint64)
+        self._versions = np.zeros(count, np.uint64)
+        self._sent_ms = np.full(count, NEVER_MS, np.int64)
+        self._complete_ms = np.zeros(count, np.int64)
+        self._claimed_sets = np.full(count, -1, np.int64)
+        self._claimed_clocks_ms = np.zeros(count, np.int64)
+        self._set_numbers: dict[tuple[tuple[str, int], ...], int] = {}
+        self._next_set = 0
+        self.next_due_ms: int | None = None
+        if cursors is not None:
+            self.rewind(cursors, whole_table=True)
+
+    @property
+    def complete_until_ms(self) -> int:
+        """The moment before which no change of this table is unsent; 0 before the first complete round."""
+        return int(self._complete_ms.min(initial=np.iinfo(np.int64).max))
+
+    def rewind(self, cursors: Cursors, *, whole_table: bool) -> None:
+        """Go on from these cursors instead; chunks that are not of this table's part are ignored."""
+        if whole_table:
+            self._incarnations[:] = 0
+            self._versions[:] = 0
+        first = self.table.chunks.start
+        mine = (cursors.chunks >= first) & (cursors.chunks < self.table.chunks.stop)
+        at = cursors.chunks[mine].astype(np.int64) - first
+        self._incarnations[at] = cursors.incarnations[mine]
+        self._versions[at] = cursors.versions[mine]
+        touched = slice(None) if whole_table else at
+        self._complete_ms[touched] = 0
+        self._claimed_sets[touched] = -1
+
+    def due(self, now_ms: int, interval_ms: int, as_of_ms: int) -> np.ndarray:
+        """Indexes of the chunks to send now; remembers when the next one of those that must wait is due."""
+        states = self.table.chunk_states()
+        changed = (states.incarnations != self._incarnations) | (states.versions != self._versions)
+        self._complete_ms[~changed] = as_of_ms
+        early = changed & (self._sent_ms > now_ms - interval_ms)
+        self.next_due_ms = int(self._sent_ms[early].min()) + interval_ms if early.any() else None
+        return np.flatnonzero(changed & ~early)
+
+    def delta(self, index: int, now_ms: int, as_of_ms: int) -> tuple[int, bytes]:
+        """The chunk at ``index`` and its delta after what was sent before."""
+        chunk = int(self._chunks[index])
+        cursor = int(self._incarnations[index]), int(self._versions[index])
+        data = self.table.delta(chunk, *cursor, embeddings_only=self._embeddings_only)
+        header = delta_header(data)
+        self._incarnations[index] = header.incarnation
+        self._versions[index] = header.to_version
+        self._sent_ms[index] = now_ms
+        self._complete_ms[index] = as_of_ms
+        self._claimed_sets[index] = -1
+        return chunk, data
+
+    def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
+        """Watermarks and clocks that moved since the last one, of chunks that stand where the follower stands."""
+        before = self.table.chunk_states()
+        watermarks = self.table.watermarks()
+        after = self.table.chunk_states()
+        still = (before.incarnations == self._incarnations) & (before.versions == self._versions)
+        still &= (after.incarnations == self._incarnations) & (after.versions == self._versions)
+        numbers, indexes = self._number(watermarks)
+        moved = still & (numbers >= 0)
+        moved &= (numbers != self._claimed_sets) | (after.clocks_ms != self._claimed_clocks_ms)
+        if not moved.any():
+            return None
+        self._claimed_sets[moved] = numbers[moved]
+        self._claimed_clocks_ms[moved] = after.clocks_ms[moved]
+        return sync_pb2.TableHeartbeat(
+            table=self.table.spec.name,
+            chunks=to_bytes(self._chunks[moved], "<u4"),
+            incarnations=to_bytes(self._incarnations[moved], "<u8"),
+            versions=to_bytes(self._versions[moved], "<u8"),
+            clocks_ms=to_bytes(after.clocks_ms[moved], "<i8"),
+            watermark_indexes=to_bytes(indexes[moved], "<u4"),
+            watermark_sets=[
+                sync_pb2.WatermarkSet(
+                    positions=[store_pb2.StreamPosition(stream=name, position=at) for name, at in positions.items()]
+                )
+                for positions, _ in watermarks
+            ],
+        )
+
+    def _number(self, watermarks: Sequence[tuple[Mapping[str, int], Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
+        """Per chunk a number that is the same as long as its watermarks are, and its set's index in this list."""
+        kept: dict[tuple[tuple[str, int], ...], int] = {}
+        numbers = np.full(len(self._chunks), -1, np.int64)
+        indexes = np.zeros(len(self._chunks), np.uint32)
+        for index, (positions, chunks) in enumerate(watermarks):
+            key = tuple(sorted(positions.items()))
+            if key in self._set_numbers:
+                kept[key] = self._set_numbers[key]
+            else:
+                kept[key], self._next_set = self._next_set, self._next_set + 1
+            at = np.asarray(chunks, np.int64) - self.table.chunks.start
+            numbers[at], indexes[at] = kept[key], index
+        self._set_numbers = kept
+        return numbers, indexes
+
+
+class Feed:
+    """Everything that one follower is to be sent.
+
+    ``clock_ms``: wall clock; ``monotonic_ms``: the clock that intervals are measured with. InvalidArgumentError names
+    what is wrong with ``wants``.
+    """
+
+    def __init__(
+        self,
+        tables: TableSet,
+        wants: sync_pb2.FollowWants,
+        pace: Pace,
+        *,
+        clock_ms: Callable[[], int],
+        monotonic_ms: Callable[[], int],
+    ) -> None:
+        self._source = tables
+        self._clock_ms = clock_ms
+        self._monotonic_ms = monotonic_ms
+        interval_ms = wants.sync_interval_ms or pace.sync_interval_ms
+        self._pace = Pace(interval_ms, pace.heartbeat_ms)
+        self._only = frozenset(wants.only_tables)
+        self._embeddings_only = wants.embeddings_only
+        self._wanted = {each.table: Cursors.from_proto(each) for each in wants.tables}
+        self._tables: dict[str, TableFeed] = {}
+        self._dense_checksums = dict(wants.dense_checksums)
+        self._dense_versions: dict[str, int] = {}
+        self._heartbeat_ms = NEVER_MS
+        self._complete_ms = 0
+        self._moved = True
+
+    def round(self) -> Iterator[sync_pb2.FollowResponse]:
+        """Send what is due. Between two messages the caller may wait as long as it likes."""
+        as_of_ms = self._source.as_of_ms(self._clock_ms())
+        now_ms = self._monotonic_ms()
+        self._moved = True
+        yield from self._catalogue()
+        yield from self._deltas(now_ms, as_of_ms)
+        yield from self._dense_sets()
+        complete_ms = min([as_of_ms, *(feed.complete_until_ms for feed in self._tables.values())])
+        yield from self._heartbeats(complete_ms)
+
+    def idle_ms(self) -> int:
+        """How long nothing is due unless something changes."""
+        now_ms = self._monotonic_ms()
+        interval_ms = self._pace.sync_interval_ms if self._moved else self._pace.heartbeat_ms
+        due = [feed.next_due_ms for feed in self._tables.values() if feed.next_due_ms is not None]
+        return max(0, min([self._heartbeat_ms + interval_ms, *due]) - now_ms)
+
+    def rewind(self, message: sync_pb2.FollowRewind) -> None:
+        """The follower stands elsewhere than it was thought to; a table that is not being sent is ignored."""
+        cursors = Cursors.from_proto(message.cursors)
+        feed = self._tables.get(message.cursors.table)
+        if feed is not None:
+            feed.rewind(cursors, whole_table=message.whole_table)
+
+    def _catalogue(self) -> Iterator[sync_pb2.FollowResponse]:
+        """Tables that went, came, or changed their spec."""
+        specs = {name: spec for name, spec in self._source.tables().items() if not self._only or name in self._only}
+        for name in [name for name in (*self._wanted, *self._tables) if name not in specs]:
+            self._wanted.pop(name, None)
+            self._tables.pop(name, None)
+            yield _dropped(name)
+        for name in specs:
+            try:
+                table = self._source.table(name)
+            except TableNotFoundError:
+                continue
+            feed = self._tables.get(name)
+            if feed is not None and feed.table is not table:
+                yield _dropped(name)
+                feed = None
+            if feed is None:
+                cursors = self._wanted.pop(name, None)
+                feed = self._tables[name] = TableFeed(table, cursors, embeddings_only=self._embeddings_only)
+            if feed.spec != table.spec:
+                feed.spec = table.spec
+                announcement = sync_pb2.TableAnnouncement(spec=feed.spec.to_proto())
+                yield sync_pb2.FollowResponse(table=announcement)
+
+    def _deltas(self, now_ms: int, as_of_ms: int) -> Iterator[sync_pb2.FollowResponse]:
+        bundle: list[sync_pb2.DeltaPart] = []
+        size = 0
+        for name, feed in self._tables.items():
+            for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms):
+                chunk, delta = feed.delta(index, self._monotonic_ms(), as_of_ms)
+                for offset, data in split(delta):
+                    if bundle and size + len(data) > PART_BYTES_MAX:
+                        yield sync_pb2.FollowResponse(deltas=sync_pb2.DeltaParts(parts=bundle))
+                        bundle, size = [], 0
+                    part = sync_pb2.DeltaPart(table=name, chunk=chunk, offset=offset, length=len(delta), data=data)
+                    bundle.append(part)
+                    size += len(data)
+        if bundle:
+            yield sync_pb2.FollowResponse(deltas=sync_pb2.DeltaParts(parts=bundle))
+
+    def _dense_sets(self) -> Iterator[sync_pb2.FollowResponse]:
+        for name, version in self._source.dense_versions().items():
+            if self._dense_versions.get(name) == version:
+                continue
+            try:
+                dense_set = self._source.get_dense(name)
+            except DenseSetNotFoundError:
+                continue
+            encoded = dense.to_proto(name, dense_set).SerializeToString()
+            checksum = crc32c(encoded)
+            self._dense_versions[name] = dense_set.version
+            if self._dense_checksums.pop(name, None) == checksum:
+                continue
+            for offset, data in split(encoded):
+                part = sync_pb2.DensePart(name=name, offset=offset, length=len(encoded), crc32c=checksum, data=data)
+                yield sync_pb2.FollowResponse(dense=part)
+
+    def _heartbeats(self, complete_ms: int) -> Iterator[sync_pb2.FollowResponse]:
+        now_ms = self._monotonic_ms()
+        late = now_ms >= self._heartbeat_ms + self._pace.heartbeat_ms
+        first = bool(complete_ms) and not self._complete_ms
+        if not late and not first and now_ms < self._heartbeat_ms + self._pace.sync_interval_ms:
+            return
+        moved: list[sync_pb2.TableHeartbeat] = []
+        size = 0
+        for feed in self._tables.values():
+            message = feed.heartbeat()
+            if message is None:
+                continue
+            if moved and size + message.ByteSize() > PART_BYTES_MAX:
+                yield sync_pb2.FollowResponse(heartbeat=sync_pb2.Heartbeat(tables=moved))
+                moved, size = [], 0
+            moved.append(message)
+            size += message.ByteSize()
+        self._moved = False
+        if moved or late or first:
+            self._heartbeat_ms = now_ms
+            self._complete_ms = complete_ms
+            heartbeat = sync_pb2.Heartbeat(complete_until_ms=complete_ms, tables=moved)
+            yield sync_pb2.FollowResponse(heartbeat=heartbeat)
+
+
+def _dropped(name: str) -> sync_pb2.FollowResponse:
+    return sync_pb2.FollowResponse(dropped=sync_pb2.TableDropped(table=name))

@@ -1,0 +1,284 @@
+"""A follower: a read-only copy of what leaders hold, kept fresh by their deltas.
+
+One thread a leader (:class:`~embedstore.server.link.LeaderLink`) applies what that leader sends; one more finds the
+leaders and watches for silence. Every table holds all chunks, filled from several leaders with disjoint ranges. When
+leaders are gone the follower goes on answering with what it has, and ``stats().leaders`` says how old that is.
+
+A table lives as long as any leader has it. When one leader drops or remakes it, the follower begins a fresh table and
+asks the other leaders for their part again, so that no row of the old one can stay behind.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from embedstore.errors import (
+    InvalidArgumentError,
+    ReadOnlyError,
+    TableNotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
+from embedstore.interface import StoreStats
+from embedstore.peers import parse_addresses
+from embedstore.server.feed import SYNC_INTERVAL_MS_MAX
+from embedstore.server.intake import Intake, same_rows
+from embedstore.server.link import LeaderLink, Retry
+from embedstore.server.members import Leaders, Members
+from embedstore.spec import TableSpec
+from embedstore.store import TableSet
+from embedstore.table import Table
+
+SYNC_INTERVAL_MS = 200
+TOPOLOGY_INTERVAL_S = 5.0
+TOPOLOGY_SEARCH_S = 0.5
+
+
+class FollowerStore(TableSet):
+    """Implements ``Reader``; every write raises ReadOnlyError. All methods may be called from any thread.
+
+    Returns at once and fills itself in the background; :meth:`wait_synced` waits for the first complete copy.
+    ``embeddings_only=False`` keeps optimizer state too (a standby). ``clock_ms`` is the wall clock that ages are
+    measured with: they are as exact as the clocks of leader and follower agree.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        *,
+        only_tables: Sequence[str] = (),
+        embeddings_only: bool = True,
+        sync_interval_ms: int = SYNC_INTERVAL_MS,
+        retry: Retry | None = None,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        members = Members(parse_addresses(addresses))
+        if isinstance(only_tables, str):
+            raise InvalidArgumentError("only_tables", "must be a sequence of table names")
+        if isinstance(sync_interval_ms, bool) or not 1 <= sync_interval_ms <= SYNC_INTERVAL_MS_MAX:
+            raise InvalidArgumentError("sync_interval_ms", f"must be in [1, {SYNC_INTERVAL_MS_MAX}]")
+        super().__init__()
+        self._only_tables = tuple(only_tables)
+        self._embeddings_only = embeddings_only
+        self._sync_interval_ms = sync_interval_ms
+        self._retry = retry or Retry()
+        self._clock_ms = clock_ms
+        self._monotonic_s = monotonic_s
+        self._started_s = monotonic_s()
+        self._catalogue = threading.Lock()
+        self._announced: dict[str, dict[int, TableSpec]] = {}
+        self._links: dict[int, LeaderLink] = {}
+        self._leaders = Leaders()
+        self._stop = threading.Event()
+        self._search = threading.Thread(target=self._keep_leaders, args=(members,), name="follow-leaders", daemon=True)
+        self._search.start()
+
+    # What the intakes use.
+
+    def hold(self, leader: int, spec: TableSpec) -> None:
+        """Make ``leader``'s table exist; UnsupportedError when this release cannot hold it."""
+        spec.check_supported()
+        with self._catalogue:
+            announced = self._announced.setdefault(spec.name, {})
+            announced[leader] = spec
+            try:
+                table = self.table(spec.name)
+            except TableNotFoundError:
+                self.add_table(Table(spec, embeddings_only=self._embeddings_only))
+            else:
+                if not same_rows(table.spec, spec):
+                    self._begin_afresh(spec, leader)
+                elif table.spec != spec:
+                    table.alter(spec)
+        self.notify()
+
+    def release(self, leader: int, name: str) -> None:
+        """``leader`` dropped the table."""
+        with self._catalogue:
+            announced = self._announced.get(name, {})
+            if announced.pop(leader, None) is None:
+                return
+            if announced:
+                self._begin_afresh(next(iter(announced.values())), leader)
+            else:
+                del self._announced[name]
+                self.remove_table(name)
+        self.notify()
+
+    def held(self, leader: int) -> list[str]:
+        """The tables that ``leader`` announced."""
+        with self._catalogue:
+            return [name for name, announced in self._announced.items() if leader in announced]
+
+    def _begin_afresh(self, spec: TableSpec, leader: int) -> None:
+        self.remove_table(spec.name)
+        self.add_table(Table(spec, embeddings_only=self._embeddings_only))
+        for other in self._announced[spec.name]:
+            if other != leader and other in self._links:
+                self._links[other].ask_again(spec.name)
+
+    # Leaders.
+
+    def _keep_leaders(self, members: Members) -> None:
+        try:
+            asked_s = -float("inf")
+            while not self._stop.is_set():
+                settled = self._leaders.complete and all(link.connected for link in self._links.values())
+                if not settled or self._monotonic_s() - asked_s >= TOPOLOGY_INTERVAL_S:
+                    self._use(members.refresh())
+                    asked_s = self._monotonic_s()
+                for link in list(self._links.values()):
+                    link.check_silence()
+                self._stop.wait(TOPOLOGY_SEARCH_S)
+        finally:
+            members.close()
+
+    def _use(self, leaders: Leaders) -> None:
+        if leaders.num_shards != self._leaders.num_shards:
+            gone = list(self._links.values())
+            for link in gone:
+                link.stop()
+            with self._catalogue:
+                self._links = {}
+                for announced in self._announced.values():
+                    announced.clear()
+        for shard, address in leaders.addresses.items():
+            if shard in self._links:
+                self._links[shard].move(address, leaders.epoch)
+            else:
+                self._follow(shard, address, leaders.epoch)
+        self._leaders = leaders
+        self.notify()
+
+    def _follow(self, shard: int, address: str, epoch: int) -> None:
+        intake = Intake(
+            self,
+            shard,
+            only_tables=self._only_tables,
+            embeddings_only=self._embeddings_only,
+            sync_interval_ms=self._sync_interval_ms,
+        )
+        link = LeaderLink(
+            shard,
+            address,
+            epoch,
+            intake,
+            retry=self._retry,
+            applied=self.notify,
+            clock_ms=self._clock_ms,
+            monotonic_s=self._monotonic_s,
+        )
+        with self._catalogue:
+            if self._stop.is_set():
+                return
+            self._links[shard] = link
+        link.start()
+
+    # What can be asked of it.
+
+    def as_of_ms(self, now_ms: int) -> int:
+        """Leader's time up to which everything of every leader is here; 0 before the first sync."""
+        links = self._current_links()
+        if not self._leaders.complete or not links:
+            return 0
+        return min(now_ms, *(link.complete_until_ms for link in links))
+
+    @property
+    def synced(self) -> bool:
+        """Whether every leader's tables have been here completely at least once."""
+        return self.as_of_ms(1 << 62) > 0
+
+    def wait_synced(self, timeout_s: float) -> None:
+        """Wait until every leader has completed an initial sync; UnavailableError names one that has not in time."""
+        if not self._wait(lambda: self.synced, timeout_s):
+            missing = [link for link in self._current_links() if not link.complete_until_ms]
+            if missing:
+                address, problem = missing[0].state().address, missing[0].problem or "has not sent everything yet"
+            else:
+                address, problem = "leaders", "not all are known yet"
+            raise UnavailableError(address, f"{problem} after {timeout_s:g} s")
+
+    def wait_for(self, watermarks: Mapping[str, int], timeout_s: float) -> None:
+        """Wait until every chunk of every table has absorbed at least these positions; UnavailableError after
+        ``timeout_s`` names a table and stream that has not."""
+        self.wait_synced(timeout_s)
+        if not self._wait(lambda: self._behind(watermarks) is None, timeout_s):
+            raise UnavailableError("follower", f"{self._behind(watermarks)} after {timeout_s:g} s")
+
+    def _behind(self, watermarks: Mapping[str, int]) -> str | None:
+        for name in self.tables():
+            try:
+                sets = self.table(name).watermarks()
+            except TableNotFoundError:
+                continue
+            for positions, chunks in sets:
+                for stream, position in watermarks.items():
+                    if chunks and positions.get(stream, -1) < position:
+                        return f"table {name!r} stands at {positions.get(stream)} of stream {stream!r}"
+        return None
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        deadline_s = self._monotonic_s() + timeout_s
+        while True:
+            tick = self.tick()
+            if done():
+                return True
+            left_s = deadline_s - self._monotonic_s()
+            if left_s <= 0:
+                return False
+            self.wait_changed(tick, left_s)
+
+    def _current_links(self) -> list[LeaderLink]:
+        with self._catalogue:
+            return list(self._links.values())
+
+    def stats(self) -> StoreStats:
+        """Sizes, watermarks, and how it stands towards each leader."""
+        leaders = tuple(link.state() for link in self._current_links())
+        return replace(super().stats(), leaders=leaders)
+
+    def close(self) -> None:
+        """Stop following and release everything. Twice is harmless."""
+        self._stop.set()
+        if self._search is not threading.current_thread():
+            self._search.join()
+        for link in self._current_links():
+            link.stop()
+        super().close()
+
+    def __enter__(self) -> FollowerStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise ReadOnlyError("a follower takes no writes: they go to its leaders")
+
+    push = assign = delete = put_dense = open_stream = _refuse
+    create_table = alter_table = drop_table = _refuse
+
+
+def follow(
+    addresses: str | Sequence[str],
+    rows: str | None = None,
+    only_tables: Sequence[str] | None = None,
+    sync_interval_ms: int = SYNC_INTERVAL_MS,
+) -> FollowerStore:
+    """A serving follower inside this process: embeddings and metadata of the leaders' tables, read-only.
+
+    ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard is enough, all of them are found through it.
+    ``rows``: the number format to keep (None or "fp32"; others raise UnsupportedError in this release).
+    ``only_tables``: leave out all others. ``sync_interval_ms``: shortest time between two deltas of one chunk.
+    Returns before anything has arrived; see :meth:`FollowerStore.wait_synced`.
+    """
+    if rows not in (None, "fp32"):
+        if rows in ("fp16", "int8", "int4"):
+            raise UnsupportedError("rows", f"{rows} is not supported yet")
+        raise InvalidArgumentError("rows", f"must be fp32, fp16, int8 or int4, not {rows!r}")
+    return FollowerStore(addresses, only_tables=only_tables or (), sync_interval_ms=sync_interval_ms)

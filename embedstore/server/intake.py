@@ -1,0 +1,226 @@
+"""Applies what one leader sends: the follower's half of Follow, without any gRPC.
+
+Every delta is checked and applied by its table, whole or not at all, so damage is never visible; what was lost on the
+way (a part, a delta that does not continue the chunk, a wrong checksum) is asked for again from the beginning of that
+one chunk, and the others go on. Until it has come, deltas of that chunk that were already on their way are dropped, and
+heartbeats do not make the rows younger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from embedstore import dense
+from embedstore._native import crc32c
+from embedstore.errors import CorruptDeltaError, DeltaGapError, InvalidArgumentError, TableNotFoundError
+from embedstore.server.parts import Assembler, Cursors, from_bytes
+from embedstore.spec import TableSpec
+from embedstore.v1 import store_pb2, sync_pb2
+
+if TYPE_CHECKING:
+    from embedstore.interface import DenseSet
+    from embedstore.table import Table
+
+log = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """Where the tables of a follower live; shared by the intakes of all its leaders, safe from any thread."""
+
+    def hold(self, leader: int, spec: TableSpec) -> None:
+        """Make ``leader``'s table exist with this spec."""
+
+    def release(self, leader: int, name: str) -> None:
+        """``leader`` has no such table any more."""
+
+    def held(self, leader: int) -> list[str]:
+        """The tables that ``leader`` announced."""
+
+    def table(self, name: str) -> Table:
+        """TableNotFoundError."""
+
+    def set_dense(self, name: str, dense_set: DenseSet) -> None:
+        """Publish a dense set, whole."""
+
+
+class Intake:
+    """Takes the messages of one leader, over any number of calls. Belongs to the thread of its link; the counters may
+    be read from any thread."""
+
+    def __init__(
+        self, holder: Holder, leader: int, *, only_tables: Sequence[str], embeddings_only: bool, sync_interval_ms: int
+    ) -> None:
+        self._holder = holder
+        self._leader = leader
+        self._only_tables = tuple(only_tables)
+        self._embeddings_only = embeddings_only
+        self._sync_interval_ms = sync_interval_ms
+        self._specs: dict[str, TableSpec] = {}
+        self._refused: set[str] = set()
+        self._dense_checksums: dict[str, int] = {}
+        self._deltas: Assembler[tuple[str, int]] = Assembler()
+        self._dense: Assembler[tuple[str, int]] = Assembler()
+        self._awaited: set[tuple[str, int]] = set()
+        self._asked: dict[str, set[int]] = defaultdict(set)
+        self.deltas = 0
+        self.delta_bytes = 0
+        self.chunks_asked_again = 0
+        self.complete_until_ms = 0
+
+    def begin(self) -> sync_pb2.FollowWants:
+        """Start a call: what to ask for, from where the tables stand now."""
+        self._deltas, self._dense = Assembler(), Assembler()
+        self._awaited.clear()
+        self._asked.clear()
+        tables = []
+        for name in self._holder.held(self._leader):
+            try:
+                states = self._holder.table(name).chunk_states()
+            except TableNotFoundError:
+                continue
+            chunks = np.arange(len(states.incarnations), dtype=np.uint32)
+            tables.append(Cursors(chunks, states.incarnations, states.versions).to_proto(name))
+        return sync_pb2.FollowWants(
+            tables=tables,
+            only_tables=self._only_tables,
+            embeddings_only=self._embeddings_only,
+            dense_checksums=self._dense_checksums,
+            sync_interval_ms=self._sync_interval_ms,
+        )
+
+    def take(self, message: sync_pb2.FollowResponse) -> list[sync_pb2.FollowRewind]:
+        """Apply one message; returns what to ask for again. InvalidArgumentError: the leader does not keep to the
+        protocol, and the call should be given up."""
+        kind = message.WhichOneof("kind")
+        if kind == "deltas":
+            for part in message.deltas.parts:
+                self._take_part(part)
+        elif kind == "heartbeat":
+            self._take_heartbeat(message.heartbeat)
+        elif kind == "dense":
+            self._take_dense(message.dense)
+        elif kind == "table":
+            self._announced(TableSpec.from_proto(message.table.spec))
+        elif kind == "dropped":
+            self._dropped(message.dropped.table)
+        asked, self._asked = self._asked, defaultdict(set)
+        return [
+            sync_pb2.FollowRewind(cursors=Cursors.at_zero(sorted(chunks)).to_proto(name))
+            for name, chunks in asked.items()
+        ]
+
+    def _announced(self, spec: TableSpec) -> None:
+        self._specs[spec.name] = spec
+        try:
+            self._holder.hold(self._leader, spec)
+        except InvalidArgumentError as error:
+            self._refused.add(spec.name)
+            log.error("table %s of leader %d cannot be followed: %s", spec.name, self._leader, error)
+        else:
+            self._refused.discard(spec.name)
+
+    def _dropped(self, name: str) -> None:
+        self._specs.pop(name, None)
+        self._refused.discard(name)
+        self._awaited = {key for key in self._awaited if key[0] != name}
+        self._holder.release(self._leader, name)
+
+    def _take_part(self, part: sync_pb2.DeltaPart) -> None:
+        value = self._deltas.add((part.table, part.chunk), part.offset, part.length, part.data)
+        for key in self._deltas.lost:
+            self._ask_again(key)
+        self._deltas.lost.clear()
+        table = self._mine(part.table) if value is not None else None
+        if value is None or table is None:
+            return
+        key = part.table, part.chunk
+        try:
+            table.apply(value)
+        except CorruptDeltaError:
+            self._ask_again(key)
+        except DeltaGapError:
+            if key not in self._awaited:
+                self._ask_again(key)
+        else:
+            self._awaited.discard(key)
+            self.deltas += 1
+            self.delta_bytes += len(value)
+
+    def _mine(self, name: str) -> Table | None:
+        """The table, unless this leader's idea of it is not the one that is held (it was dropped or made anew)."""
+        try:
+            table = self._holder.table(name)
+        except TableNotFoundError:
+            return None
+        spec = self._specs.get(name)
+        return table if spec is not None and same_rows(spec, table.spec) else None
+
+    def _ask_again(self, key: tuple[str, int]) -> None:
+        name, chunk = key
+        if name not in self._specs or name in self._refused:
+            return
+        self._awaited.add(key)
+        self._asked[name].add(chunk)
+        self.chunks_asked_again += 1
+
+    def _take_heartbeat(self, heartbeat: sync_pb2.Heartbeat) -> None:
+        for message in heartbeat.tables:
+            table = self._mine(message.table)
+            if table is not None:
+                _raise_watermarks(table, message)
+        if heartbeat.complete_until_ms and not self._awaited and not self._refused:
+            self.complete_until_ms = heartbeat.complete_until_ms
+
+    def _take_dense(self, part: sync_pb2.DensePart) -> None:
+        value = self._dense.add((part.name, part.crc32c), part.offset, part.length, part.data)
+        if self._dense.lost:
+            raise InvalidArgumentError("DensePart", f"a part of dense set {part.name!r} is missing")
+        if value is None:
+            return
+        if crc32c(value) != part.crc32c:
+            raise InvalidArgumentError("DensePart.crc32c", f"dense set {part.name!r} arrived damaged")
+        self._holder.set_dense(part.name, _decode_dense(part.name, value))
+        self._dense_checksums[part.name] = part.crc32c
+
+
+def _decode_dense(name: str, value: bytes) -> DenseSet:
+    try:
+        found, dense_set = dense.from_proto(store_pb2.DenseSet.FromString(value))
+    except DecodeError as problem:
+        raise InvalidArgumentError("DensePart.data", f"is not a dense set: {problem}") from problem
+    if found != name:
+        raise InvalidArgumentError("DensePart.name", f"{name!r} holds {found!r}")
+    return dense_set
+
+
+def same_rows(a: TableSpec, b: TableSpec) -> bool:
+    """Whether two specs differ at most in what a table can change while it lives."""
+    return _fixed(a).first_difference(_fixed(b)) is None
+
+
+def _fixed(spec: TableSpec) -> TableSpec:
+    return replace(spec, optimizer=replace(spec.optimizer, lr=0.0), ttl_s=None, rows_max=None, bytes_max=None)
+
+
+def _raise_watermarks(table: Table, message: sync_pb2.TableHeartbeat) -> None:
+    """Believe the claims about chunks that stand exactly where the leader says; the others will get a delta."""
+    chunks = from_bytes("TableHeartbeat.chunks", message.chunks, "<u4")
+    count = len(chunks)
+    incarnations = from_bytes("TableHeartbeat.incarnations", message.incarnations, "<u8", count)
+    versions = from_bytes("TableHeartbeat.versions", message.versions, "<u8", count)
+    clocks_ms = from_bytes("TableHeartbeat.clocks_ms", message.clocks_ms, "<i8", count)
+    indexes = from_bytes("TableHeartbeat.watermark_indexes", message.watermark_indexes, "<u4", count)
+    sets = [{each.stream: each.position for each in entry.positions} for entry in message.watermark_sets]
+    states = table.chunk_states()
+    if count and (chunks.max() >= len(states.versions) or indexes.max() >= len(sets)):
+        raise InvalidArgumentError("TableHeartbeat", f"names a chunk or a watermark set that {message.table!r} lacks")
+    same = (states.incarnations[chunks] == incarnations) & (states.versions[chunks] == versions)
+    for at in np.flatnonzero(same):
+        table.set_watermarks(int(chunks[at]), sets[indexes[at]], int(clocks_ms[at]))

@@ -1,0 +1,244 @@
+"""The leader side of Follow: one call a follower, each with a window of its own.
+
+A call has two threads: the server's, which walks the follower's :class:`~embedstore.server.feed.Feed` and waits for
+changes, and a reader, which takes acknowledgements and rewinds. What is in flight is bounded in bytes and in messages;
+past the window the feed stands still where it is, so a follower that stops reading costs its window and one delta, and
+nobody waits for it: pushes never do, and every other call has its own thread. Each call occupies one thread of the
+server's pool: give the pool ``followers_max`` threads more than requests need.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError, StaleEpochError, UnavailableError
+from embedstore.server.feed import Feed, Pace
+from embedstore.status import to_status
+from embedstore.v1 import sync_pb2, sync_pb2_grpc
+
+if TYPE_CHECKING:
+    from embedstore.store import TableSet
+
+FOLLOWERS_MAX = 16
+WANTS_TIMEOUT_S = 10.0
+ROUND_PAUSE_S = 0.01
+REWINDS_MAX = 1 << 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """How much of one follower's call may be sent and not yet acknowledged."""
+
+    bytes_max: int = 8 << 20
+    messages_max: int = 256
+
+
+class _Call:
+    """What the two threads of one call share. ``ended`` is final, whoever sets it."""
+
+    def __init__(self, window: Window, wake: Callable[[], object]) -> None:
+        self._window = window
+        self._wake = wake
+        self._condition = threading.Condition()
+        self._wants: sync_pb2.FollowRequest | None = None
+        self._in_flight: deque[int] = deque()
+        self._in_flight_bytes = 0
+        self._acknowledged = 0
+        self._sent = 0
+        self._rewinds: list[sync_pb2.FollowRewind] = []
+        self._error: Exception | None = None
+        self.ended = False
+
+    def read(self, requests: Iterator[sync_pb2.FollowRequest]) -> None:
+        """The reader's thread: until the follower goes away or sends nonsense."""
+        try:
+            for request in requests:
+                self._take(request)
+        except grpc.RpcError:  # cancelled or cut off, which ends the call as a half-close does
+            pass
+        except (InvalidArgumentError, EmbedstoreError) as error:
+            self._error = error
+        finally:
+            self.end()
+
+    def _take(self, request: sync_pb2.FollowRequest) -> None:
+        kind = request.WhichOneof("kind")
+        with self._condition:
+            if self._wants is None:
+                if kind != "wants":
+                    raise InvalidArgumentError("FollowRequest.kind", "the first message must be wants")
+                self._wants = request
+            elif kind == "ack":
+                self._acknowledge(request.ack.sequence)
+            elif kind == "rewind":
+                if len(self._rewinds) >= REWINDS_MAX:
+                    raise LimitError("FollowRequest.rewind", len(self._rewinds) + 1, REWINDS_MAX)
+                self._rewinds.append(request.rewind)
+            else:
+                raise InvalidArgumentError("FollowRequest.kind", "must be ack or rewind after the first message")
+            self._condition.notify_all()
+        if kind == "rewind":
+            self._wake()
+
+    def _acknowledge(self, sequence: int) -> None:
+        if sequence > self._sent:
+            raise InvalidArgumentError("FollowAck.sequence", f"{sequence} has not been sent yet")
+        while self._acknowledged < sequence:
+            self._in_flight_bytes -= self._in_flight.popleft()
+            self._acknowledged += 1
+
+    def end(self) -> None:
+        """Let both threads go."""
+        with self._condition:
+            self.ended = True
+            self._condition.notify_all()
+        self._wake()
+
+    def wants(self, timeout_s: float) -> sync_pb2.FollowRequest | None:
+        """The first message; None when the call ended before it."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._wants is not None or self.ended, timeout_s)
+            if self._wants is None and not self.ended:
+                raise UnavailableError("follower", f"sent no wants within {timeout_s:g} s")
+            return self._wants
+
+    def take_rewinds(self) -> list[sync_pb2.FollowRewind]:
+        """What was asked for again since the last time."""
+        with self._condition:
+            rewinds, self._rewinds = self._rewinds, []
+            return rewinds
+
+    def number(self, message: sync_pb2.FollowResponse) -> bool:
+        """Wait for room in the window and give the message its number; False when the call has ended."""
+        size = message.ByteSize()
+        with self._condition:
+            self._condition.wait_for(lambda: self.ended or self._has_room(size))
+            if self.ended:
+                return False
+            self._sent += 1
+            message.sequence = self._sent
+            self._in_flight.append(size)
+            self._in_flight_bytes += size
+            return True
+
+    def _has_room(self, size: int) -> bool:
+        if not self._in_flight:
+            return True
+        within = self._in_flight_bytes + size <= self._window.bytes_max
+        return within and len(self._in_flight) < self._window.messages_max
+
+    def pause(self, seconds: float) -> None:
+        """Let changes gather; returns at once when the call ends."""
+        with self._condition:
+            self._condition.wait_for(lambda: self.ended, seconds)
+
+    def raise_error(self) -> None:
+        """Raise what the reader found wrong."""
+        if self._error is not None:
+            raise self._error
+
+
+class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
+    """Serves ``Follow`` from any set of tables: a shard's, or a follower's own, so that followers can be chained.
+
+    ``epoch``: the assignment that is served. ``ready``: whether the tables are complete; until then followers are
+    turned away as UNAVAILABLE and come back, so that nobody takes an unfinished recovery for a dropped table. At
+    ``followers_max`` calls the next one is refused as RESOURCE_EXHAUSTED. Safe to call from any thread.
+    """
+
+    def __init__(
+        self,
+        tables: TableSet,
+        *,
+        pace: Pace | None = None,
+        window: Window | None = None,
+        followers_max: int = FOLLOWERS_MAX,
+        epoch: Callable[[], int] = lambda: 1,
+        ready: Callable[[], bool] = lambda: True,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
+    ) -> None:
+        self._tables = tables
+        self._pace = pace or Pace()
+        self._window = window or Window()
+        self._followers_max = followers_max
+        self._epoch = epoch
+        self._ready = ready
+        self._clock_ms = clock_ms
+        self._monotonic_ms = monotonic_ms
+        self._lock = threading.Lock()
+        self._calls: set[_Call] = set()
+        self._closed = False
+
+    @property
+    def followers(self) -> int:
+        """Followers that are connected now."""
+        with self._lock:
+            return len(self._calls)
+
+    def close(self) -> None:
+        """End every call cleanly and refuse new ones; call it before the server stops. Twice is harmless."""
+        with self._lock:
+            self._closed = True
+            calls = list(self._calls)
+        for call in calls:
+            call.end()
+
+    def Follow(  # noqa: N802
+        self, request_iterator: Iterator[sync_pb2.FollowRequest], context: grpc.ServicerContext
+    ) -> Iterator[sync_pb2.FollowResponse]:
+        """See sync.proto."""
+        call = _Call(self._window, self._tables.notify)
+        try:
+            self._admit(call)
+            try:
+                if not context.add_callback(lambda: self._forget(call)):
+                    return
+                threading.Thread(target=call.read, args=(request_iterator,), name="follow-reader", daemon=True).start()
+                yield from self._serve(call)
+                call.raise_error()
+            finally:
+                self._forget(call)
+        except (InvalidArgumentError, EmbedstoreError) as error:
+            context.abort_with_status(to_status(error))
+
+    def _admit(self, call: _Call) -> None:
+        with self._lock:
+            if self._closed or not self._ready():
+                raise UnavailableError("leader", "is stopping" if self._closed else "is not ready yet")
+            if len(self._calls) >= self._followers_max:
+                raise LimitError("followers", len(self._calls) + 1, self._followers_max)
+            self._calls.add(call)
+
+    def _forget(self, call: _Call) -> None:
+        call.end()
+        with self._lock:
+            self._calls.discard(call)
+
+    def _serve(self, call: _Call) -> Iterator[sync_pb2.FollowResponse]:
+        request = call.wants(WANTS_TIMEOUT_S)
+        if request is None:
+            return
+        epoch = self._epoch()
+        if request.epoch not in (0, epoch):
+            raise StaleEpochError(request.epoch, epoch)
+        feed = Feed(self._tables, request.wants, self._pace, clock_ms=self._clock_ms, monotonic_ms=self._monotonic_ms)
+        while not call.ended:
+            tick = self._tables.tick()
+            for rewind in call.take_rewinds():
+                feed.rewind(rewind)
+            for message in feed.round():
+                if not call.number(message):
+                    return
+                yield message
+            call.pause(ROUND_PAUSE_S)
+            idle_s = feed.idle_ms() / 1000
+            if not call.ended and idle_s > 0:
+                self._tables.wait_changed(tick, idle_s)
