@@ -26,13 +26,13 @@ import numpy as np
 
 from embedstore import dense
 from embedstore._native import crc32c
-from embedstore.errors import DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
-from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
+from embedstore.errors import InvalidArgumentError
+from embedstore.server.parts import PART_BYTES_MAX, Cursors, delta_cursor, split, to_bytes
 from embedstore.v1 import store_pb2, sync_pb2
 
 if TYPE_CHECKING:
     from embedstore.spec import TableSpec
-    from embedstore.store import TableSet
+    from embedstore.table_set import TableSet
     from embedstore.table import Table
 
 NEVER_MS = -(1 << 62)
@@ -108,9 +108,7 @@ class TableFeed:
         chunk = int(self._chunks[index])
         cursor = int(self._incarnations[index]), int(self._versions[index])
         data = self.table.delta(chunk, *cursor, embeddings_only=self._embeddings_only)
-        header = delta_header(data)
-        self._incarnations[index] = header.incarnation
-        self._versions[index] = header.to_version
+        _, self._incarnations[index], _, self._versions[index] = delta_cursor(data)
         self._sent_ms[index] = now_ms
         self._complete_ms[index] = as_of_ms
         self._claimed_sets[index] = -1
@@ -220,16 +218,14 @@ class Feed:
 
     def _catalogue(self) -> Iterator[sync_pb2.FollowResponse]:
         """Tables that went, came, or changed their spec."""
-        specs = {name: spec for name, spec in self._source.tables().items() if not self._only or name in self._only}
-        for name in [name for name in (*self._wanted, *self._tables) if name not in specs]:
+        tables = {
+            name: table for name, table in self._source.table_map().items() if not self._only or name in self._only
+        }
+        for name in [name for name in (*self._wanted, *self._tables) if name not in tables]:
             self._wanted.pop(name, None)
             self._tables.pop(name, None)
             yield _dropped(name)
-        for name in specs:
-            try:
-                table = self._source.table(name)
-            except TableNotFoundError:
-                continue
+        for name, table in tables.items():
             feed = self._tables.get(name)
             if feed is not None and feed.table is not table:
                 yield _dropped(name)
@@ -259,12 +255,8 @@ class Feed:
             yield sync_pb2.FollowResponse(deltas=sync_pb2.DeltaParts(parts=bundle))
 
     def _dense_sets(self) -> Iterator[sync_pb2.FollowResponse]:
-        for name, version in self._source.dense_versions().items():
-            if self._dense_versions.get(name) == version:
-                continue
-            try:
-                dense_set = self._source.get_dense(name)
-            except DenseSetNotFoundError:
+        for name, dense_set in self._source.dense_sets().items():
+            if self._dense_versions.get(name) == dense_set.version:
                 continue
             encoded = dense.to_proto(name, dense_set).SerializeToString()
             checksum = crc32c(encoded)

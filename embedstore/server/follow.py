@@ -3,9 +3,6 @@
 One thread a leader (:class:`~embedstore.server.link.LeaderLink`) applies what that leader sends; one more finds the
 leaders and watches for silence. Every table holds all chunks, filled from several leaders with disjoint ranges. When
 leaders are gone the follower goes on answering with what it has, and ``stats().leaders`` says how old that is.
-
-A table lives as long as any leader has it. When one leader drops or remakes it, the follower begins a fresh table and
-asks the other leaders for their part again, so that no row of the old one can stay behind.
 """
 
 from __future__ import annotations
@@ -13,32 +10,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NoReturn
 
-from embedstore.errors import (
-    InvalidArgumentError,
-    ReadOnlyError,
-    TableNotFoundError,
-    UnavailableError,
-    UnsupportedError,
-)
-from embedstore.interface import StoreStats
+from embedstore.errors import InvalidArgumentError, UnavailableError, UnsupportedError
+from embedstore.interface import LeaderState
 from embedstore.peers import parse_addresses
 from embedstore.server.feed import SYNC_INTERVAL_MS_MAX
-from embedstore.server.intake import Intake, same_rows
+from embedstore.server.intake import Intake
 from embedstore.server.link import LeaderLink, Retry
 from embedstore.server.members import Leaders, Members
-from embedstore.spec import TableSpec
-from embedstore.store import TableSet
-from embedstore.table import Table
+from embedstore.server.replica import Replica
+from embedstore.table_set import wall_clock_ms
 
 SYNC_INTERVAL_MS = 200
 TOPOLOGY_INTERVAL_S = 5.0
 TOPOLOGY_SEARCH_S = 0.5
 
 
-class FollowerStore(TableSet):
+class FollowerStore(Replica):
     """Implements ``Reader``; every write raises ReadOnlyError. All methods may be called from any thread.
 
     Returns at once and fills itself in the background; :meth:`wait_synced` waits for the first complete copy.
@@ -54,7 +42,7 @@ class FollowerStore(TableSet):
         embeddings_only: bool = True,
         sync_interval_ms: int = SYNC_INTERVAL_MS,
         retry: Retry | None = None,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = wall_clock_ms,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         members = Members(parse_addresses(addresses))
@@ -62,67 +50,21 @@ class FollowerStore(TableSet):
             raise InvalidArgumentError("only_tables", "must be a sequence of table names")
         if isinstance(sync_interval_ms, bool) or not 1 <= sync_interval_ms <= SYNC_INTERVAL_MS_MAX:
             raise InvalidArgumentError("sync_interval_ms", f"must be in [1, {SYNC_INTERVAL_MS_MAX}]")
-        super().__init__()
+        super().__init__(embeddings_only=embeddings_only, clock_ms=clock_ms)
         self._only_tables = tuple(only_tables)
-        self._embeddings_only = embeddings_only
         self._sync_interval_ms = sync_interval_ms
         self._retry = retry or Retry()
-        self._clock_ms = clock_ms
         self._monotonic_s = monotonic_s
-        self._started_s = monotonic_s()
-        self._catalogue = threading.Lock()
-        self._announced: dict[str, dict[int, TableSpec]] = {}
         self._links: dict[int, LeaderLink] = {}
         self._leaders = Leaders()
         self._stop = threading.Event()
         self._search = threading.Thread(target=self._keep_leaders, args=(members,), name="follow-leaders", daemon=True)
         self._search.start()
 
-    # What the intakes use.
-
-    def hold(self, leader: int, spec: TableSpec) -> None:
-        """Make ``leader``'s table exist; UnsupportedError when this release cannot hold it."""
-        spec.check_supported()
-        with self._catalogue:
-            announced = self._announced.setdefault(spec.name, {})
-            announced[leader] = spec
-            try:
-                table = self.table(spec.name)
-            except TableNotFoundError:
-                self.add_table(Table(spec, embeddings_only=self._embeddings_only))
-            else:
-                if not same_rows(table.spec, spec):
-                    self._begin_afresh(spec, leader)
-                elif table.spec != spec:
-                    table.alter(spec)
-        self.notify()
-
-    def release(self, leader: int, name: str) -> None:
-        """``leader`` dropped the table."""
-        with self._catalogue:
-            announced = self._announced.get(name, {})
-            if announced.pop(leader, None) is None:
-                return
-            if announced:
-                self._begin_afresh(next(iter(announced.values())), leader)
-            else:
-                del self._announced[name]
-                self.remove_table(name)
-        self.notify()
-
-    def held(self, leader: int) -> list[str]:
-        """The tables that ``leader`` announced."""
-        with self._catalogue:
-            return [name for name, announced in self._announced.items() if leader in announced]
-
-    def _begin_afresh(self, spec: TableSpec, leader: int) -> None:
-        self.remove_table(spec.name)
-        self.add_table(Table(spec, embeddings_only=self._embeddings_only))
-        for other in self._announced[spec.name]:
-            if other != leader and other in self._links:
-                self._links[other].ask_again(spec.name)
-
-    # Leaders.
+    def ask_again(self, leader: int, table: str) -> None:
+        """Have the leader's part of a table sent from the beginning."""
+        if leader in self._links:
+            self._links[leader].ask_again(table)
 
     def _keep_leaders(self, members: Members) -> None:
         try:
@@ -145,8 +87,7 @@ class FollowerStore(TableSet):
                 link.stop()
             with self._catalogue:
                 self._links = {}
-                for announced in self._announced.values():
-                    announced.clear()
+            self.forget_leaders()
         for shard, address in leaders.addresses.items():
             if shard in self._links:
                 self._links[shard].move(address, leaders.epoch)
@@ -179,8 +120,6 @@ class FollowerStore(TableSet):
             self._links[shard] = link
         link.start()
 
-    # What can be asked of it.
-
     def as_of_ms(self, now_ms: int) -> int:
         """Leader's time up to which everything of every leader is here; 0 before the first sync."""
         links = self._current_links()
@@ -211,12 +150,8 @@ class FollowerStore(TableSet):
             raise UnavailableError("follower", f"{self._behind(watermarks)} after {timeout_s:g} s")
 
     def _behind(self, watermarks: Mapping[str, int]) -> str | None:
-        for name in self.tables():
-            try:
-                sets = self.table(name).watermarks()
-            except TableNotFoundError:
-                continue
-            for positions, chunks in sets:
+        for name, table in self.table_map().items():
+            for positions, chunks in table.watermarks():
                 for stream, position in watermarks.items():
                     if chunks and positions.get(stream, -1) < position:
                         return f"table {name!r} stands at {positions.get(stream)} of stream {stream!r}"
@@ -237,10 +172,9 @@ class FollowerStore(TableSet):
         with self._catalogue:
             return list(self._links.values())
 
-    def stats(self) -> StoreStats:
-        """Sizes, watermarks, and how it stands towards each leader."""
-        leaders = tuple(link.state() for link in self._current_links())
-        return replace(super().stats(), leaders=leaders)
+    def leader_states(self) -> tuple[LeaderState, ...]:
+        """How it stands towards each leader."""
+        return tuple(link.state() for link in self._current_links())
 
     def close(self) -> None:
         """Stop following and release everything. Twice is harmless."""
@@ -250,18 +184,6 @@ class FollowerStore(TableSet):
         for link in self._current_links():
             link.stop()
         super().close()
-
-    def __enter__(self) -> FollowerStore:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise ReadOnlyError("a follower takes no writes: they go to its leaders")
-
-    push = assign = delete = put_dense = open_stream = _refuse
-    create_table = alter_table = drop_table = _refuse
 
 
 def follow(

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -24,7 +24,7 @@ from embedstore.status import to_status
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
 
 if TYPE_CHECKING:
-    from embedstore.store import TableSet
+    from embedstore.table_set import TableSet
 
 FOLLOWERS_MAX = 16
 WANTS_TIMEOUT_S = 10.0
@@ -216,11 +216,15 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
             if len(self._calls) >= self._followers_max:
                 raise LimitError("followers", len(self._calls) + 1, self._followers_max)
             self._calls.add(call)
+        self._tables.follower_joined()
 
     def _forget(self, call: _Call) -> None:
         call.end()
         with self._lock:
-            self._calls.discard(call)
+            if call not in self._calls:
+                return
+            self._calls.remove(call)
+        self._tables.follower_left()
 
     def _serve(self, call: _Call) -> Iterator[sync_pb2.FollowResponse]:
         request = call.wants(WANTS_TIMEOUT_S)

@@ -7,9 +7,10 @@ finishes costs no more than the largest value allowed. Nothing here is thread-sa
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PART_BYTES_MAX = 1 << 20
 VALUE_BYTES_MAX = 1 << 30
+_DELTA_HEADER = struct.Struct("<8xI20xQ16xQQ")
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -87,6 +89,21 @@ class Assembler(Generic[Key]):
 
     def _reset(self) -> None:
         self._key, self._length, self._parts, self._have = None, 0, [], 0
+
+
+class DeltaCursor(NamedTuple):
+    """Which versions of a chunk a delta carries; ``from_version`` 0: the whole chunk."""
+
+    chunk: int
+    incarnation: int
+    from_version: int
+    to_version: int
+
+
+def delta_cursor(delta: bytes) -> DeltaCursor:
+    """Read the header of a delta that a table made; see docs/formats/delta.md. Checks nothing, as apply() does."""
+    chunk, incarnation, from_version, to_version = _DELTA_HEADER.unpack_from(delta)
+    return DeltaCursor(chunk, incarnation, from_version, to_version)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""The tables of a follower, put together from several leaders.
+
+Every table holds all chunks; each leader fills those it owns. A table lives as long as any leader has it. When one
+leader drops or remakes it, a fresh table takes its place and the other leaders are asked for their part again, so that
+no row of the old one can stay behind.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from embedstore.errors import ReadOnlyError
+from embedstore.interface import StreamState
+from embedstore.server.intake import same_rows
+from embedstore.spec import TableSpec
+from embedstore.table import Table
+from embedstore.table_set import TableSet, wall_clock_ms
+
+
+class Replica(TableSet):
+    """Implements :class:`embedstore.server.intake.Holder` and, with ``TableSet``, ``Reader``; every write raises
+    ReadOnlyError. All methods may be called from any thread. Leaders are numbers here."""
+
+    def __init__(self, *, embeddings_only: bool = True, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
+        super().__init__(clock_ms=clock_ms)
+        self._embeddings_only = embeddings_only
+        self._catalogue = threading.Lock()
+        self._announced: dict[str, dict[int, TableSpec]] = {}
+
+    def hold(self, leader: int, spec: TableSpec) -> None:
+        """Make ``leader``'s table exist; UnsupportedError when this release cannot hold it."""
+        spec.check_supported()
+        with self._catalogue:
+            announced = self._announced.setdefault(spec.name, {})
+            announced[leader] = spec
+            table = self.table_map().get(spec.name)
+            if table is None:
+                self.add_table(self._fresh(spec))
+            elif not same_rows(table.spec, spec):
+                self._begin_afresh(spec, leader)
+            elif table.spec != spec:
+                table.alter(spec)
+        self.notify()
+
+    def release(self, leader: int, name: str) -> None:
+        """``leader`` dropped the table; nothing happens when it never had it."""
+        with self._catalogue:
+            announced = self._announced.get(name, {})
+            if announced.pop(leader, None) is None:
+                return
+            if announced:
+                self._begin_afresh(next(iter(announced.values())), leader)
+            else:
+                del self._announced[name]
+                self.remove_table(name)
+
+    def held(self, leader: int) -> list[str]:
+        """The tables that ``leader`` announced."""
+        with self._catalogue:
+            return [name for name, announced in self._announced.items() if leader in announced]
+
+    def forget_leaders(self) -> None:
+        """The leaders will be others; the tables stay until these announce theirs."""
+        with self._catalogue:
+            for announced in self._announced.values():
+                announced.clear()
+
+    def ask_again(self, leader: int, table: str) -> None:
+        """Have the leader's part of a table sent from the beginning. Must not call back."""
+
+    def _begin_afresh(self, spec: TableSpec, leader: int) -> None:
+        self.add_table(self._fresh(spec))
+        for other in self._announced[spec.name]:
+            if other != leader:
+                self.ask_again(other, spec.name)
+
+    def _fresh(self, spec: TableSpec) -> Table:
+        return Table(spec, embeddings_only=self._embeddings_only)
+
+    def stream_states(self) -> dict[str, StreamState]:
+        """What its chunks have absorbed of each stream; a follower makes nothing durable and knows no writers."""
+        positions: dict[str, set[int]] = {}
+        for table in self.table_map().values():
+            for watermarks, chunks in table.watermarks():
+                for stream, position in watermarks.items() if chunks else ():
+                    positions.setdefault(stream, set()).add(position)
+        return {
+            stream: StreamState(applied=min(found), durable=0, watermarks=tuple(sorted(found)), generation=0)
+            for stream, found in positions.items()
+        }
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise ReadOnlyError("a follower takes no writes: they go to its leaders")
+
+    push = assign = delete = put_dense = open_stream = _refuse
+    create_table = alter_table = drop_table = _refuse
