@@ -1,0 +1,179 @@
+"""Segment files: blobs end to end behind a small header, written once, synced, never changed.
+
+docs/formats/checkpoint.md has the bytes. A directory of segments belongs to one process (the manifest's lock sees to
+that). A segment that the manifest does not name is garbage: a checkpoint that did not get as far as its manifest left it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from crc32c import crc32c
+
+from embedstore.errors import CheckpointFailedError, CorruptCheckpointError
+
+MAGIC = b"ESSEGMNT"
+FORMAT = 1
+HEADER_BYTES = 16
+_NAME = re.compile(r"(\d{16})\.seg")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Where one blob lies and the checksum of its bytes."""
+
+    segment: int
+    offset: int
+    length: int
+    crc: int
+
+
+def header() -> bytes:
+    """The first bytes of every segment file."""
+    front = MAGIC + struct.pack("<I", FORMAT)
+    return front + struct.pack("<I", crc32c(front))
+
+
+def segment_path(directory: Path, number: int) -> Path:
+    """Where segment ``number`` lies."""
+    return directory / f"{number:016d}.seg"
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def list_segments(directory: Path) -> set[int]:
+    """The numbers of all segment files in a directory. OSError."""
+    matches = (_NAME.fullmatch(entry.name) for entry in os.scandir(directory))
+    return {int(match[1]) for match in matches if match}
+
+
+def remove_segments(directory: Path, numbers: Iterable[int]) -> None:
+    """Delete segments that nothing refers to; one that cannot be deleted is reported and left for the next time."""
+    for number in numbers:
+        try:
+            segment_path(directory, number).unlink(missing_ok=True)
+        except OSError as problem:
+            _log.warning("unused segment stays: %s", problem)
+
+
+class SegmentWriter:
+    """One new segment; its file appears with the first blob. For one thread. :class:`CheckpointFailedError`."""
+
+    def __init__(self, directory: Path, number: int) -> None:
+        self.number = number
+        self.bytes_written = 0
+        self._path = segment_path(directory, number)
+        self._file: BinaryIO | None = None
+        self._offset = 0
+
+    def append(self, data: bytes) -> Blob:
+        """Write one blob; it is durable after :meth:`sync`."""
+        try:
+            if self._file is None:
+                self._file = self._path.open("xb", buffering=1 << 20)
+                self._file.write(header())
+                self._offset = HEADER_BYTES
+            self._file.write(data)
+        except OSError as problem:
+            raise CheckpointFailedError(str(self._path), str(problem)) from problem
+        blob = Blob(self.number, self._offset, len(data), crc32c(data))
+        self._offset += len(data)
+        self.bytes_written += len(data)
+        return blob
+
+    def sync(self) -> None:
+        """Make everything appended durable, the file's name included."""
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            sync_directory(self._path.parent)
+        except OSError as problem:
+            raise CheckpointFailedError(str(self._path), str(problem)) from problem
+
+    def discard(self) -> None:
+        """Give the file up: nothing refers to it."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as problem:
+                _log.warning("closing an abandoned segment: %s", problem)
+            remove_segments(self._path.parent, [self.number])
+
+
+class SegmentReader:
+    """Reads blobs of one directory; each file is opened once. Any thread may read; close it after all have."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: dict[int, int | CorruptCheckpointError] = {}
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._files.values():
+            if isinstance(handle, int):
+                os.close(handle)
+        self._files.clear()
+
+    def open(self, numbers: Iterable[int]) -> None:
+        """Open segments and check their headers; what is wrong is raised by :meth:`read`."""
+        for number in sorted(set(numbers) - self._files.keys()):
+            self._files[number] = self._open(number)
+
+    def _open(self, number: int) -> int | CorruptCheckpointError:
+        path = segment_path(self._directory, number)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as problem:
+            return CorruptCheckpointError(str(path), str(problem))
+        if os.pread(handle, HEADER_BYTES, 0) != header():
+            os.close(handle)
+            return CorruptCheckpointError(str(path), "not a segment of this format")
+        return handle
+
+    def read(self, blob: Blob) -> bytes:
+        """The bytes of one blob of an opened segment; :class:`CorruptCheckpointError` unless they are sound."""
+        path = str(segment_path(self._directory, blob.segment))
+        handle = self._files[blob.segment]
+        if isinstance(handle, CorruptCheckpointError):
+            raise handle
+        try:
+            data = _pread(handle, blob.length, blob.offset)
+        except OSError as problem:
+            raise CorruptCheckpointError(path, str(problem)) from problem
+        if len(data) != blob.length:
+            raise CorruptCheckpointError(path, f"ends inside the blob at {blob.offset}")
+        if crc32c(data) != blob.crc:
+            raise CorruptCheckpointError(path, f"checksum of the blob at {blob.offset} does not match")
+        return data
+
+
+def _pread(handle: int, length: int, offset: int) -> bytes:
+    parts = []
+    while length > 0 and (part := os.pread(handle, min(length, 1 << 30), offset)):
+        parts.append(part)
+        length -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

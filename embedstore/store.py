@@ -1,0 +1,319 @@
+"""LocalStore: the embedded store, and what a shard server serves. ``embedstore.open`` is its face.
+
+Row writes are in :mod:`embedstore.writing`, the rules of streams, origins and generations in
+:mod:`embedstore.origins`, those of the disk in :mod:`embedstore.checkpoint`. What is kept here:
+
+- order of locks: gate (shared by pushes, alone for what changes the set of tables or streams), stream locks by name,
+  the checkpointer's own, chunk locks. A pull takes only chunk locks; a checkpoint writes under no gate or stream lock;
+- what an answer promises to be durable (streams, generations, tables, dense sets) is in the manifest before it is in
+  memory, so that a failed write changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from embedstore import dense
+from embedstore.checkpoint import Checkpointer
+from embedstore.errors import (
+    CorruptCheckpointError,
+    InvalidArgumentError,
+    StaleDenseSetError,
+    TableExistsError,
+)
+from embedstore.interface import CheckpointResult, DenseSet, StreamState, check_position, check_stream_name
+from embedstore.manifest import dense_key, stream_key
+from embedstore.origins import Stream, Watermarks, is_client
+from embedstore.spec import TableSpec
+from embedstore.table import Table
+from embedstore.table_set import TableSet, wall_clock_ms
+from embedstore.v1 import manifest_pb2
+from embedstore.writing import WritableTables
+
+__all__ = ["LocalStore", "TableSet", "open", "wall_clock_ms"]
+
+NUM_SHARDS_MAX = 1 << 12
+
+
+class LocalStore(WritableTables):
+    """A store of this process; implements :class:`embedstore.interface.Store`. Any thread may call anything.
+
+    ``path`` None keeps everything in memory: then ``checkpoint()`` only declares what is applied durable, so that a
+    writer that waits for that can go on. ``shard`` of ``num_shards`` owns its share of every table's chunks; ids of
+    other chunks raise :class:`WrongShardError`. ``clock_ms`` gives unix milliseconds and bounds event times.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        tables: Sequence[TableSpec] = (),
+        *,
+        shard: int = 0,
+        num_shards: int = 1,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        super().__init__(clock_ms=clock_ms)
+        _check_shard(shard, num_shards)
+        self._shard, self._num_shards = shard, num_shards
+        self._dense_lock = threading.Lock()
+        self._closing = threading.Lock()
+        self._last_checkpoint_ms = 0
+        self._disk = None if path is None else Checkpointer(Path(path), shard, num_shards)
+        try:
+            self._recover()
+            for spec in tables:
+                self._ensure_table(spec)
+        except BaseException:
+            self._closed = True
+            if self._disk is not None:
+                self._disk.close()
+            raise
+
+    # -- opening
+
+    def _owned(self, spec: TableSpec) -> range:
+        if spec.num_chunks < self._num_shards:
+            raise InvalidArgumentError(
+                "TableSpec.num_chunks", f"{spec.num_chunks} is below the number of shards, {self._num_shards}"
+            )
+        first, end = (i * spec.num_chunks // self._num_shards for i in (self._shard, self._shard + 1))
+        return range(first, end)
+
+    def _recover(self) -> None:
+        if self._disk is None:
+            return
+        tables = self._disk.recover(self._owned)
+        contents = self._disk.take_contents()
+        begins = {message.stream: message for message in contents.streams}
+        for name in sorted({name for table in tables for known, _ in table.watermarks() for name in known}):
+            if name not in begins:
+                begins[name] = manifest_pb2.StreamManifest(stream=name)
+        for table in tables:
+            for name, message in begins.items():
+                table.open_stream(name, message.begin)
+        for name, message in begins.items():
+            known = [watermarks[name] for table in tables for watermarks, _ in table.watermarks()]
+            self._streams.add(name, message.begin, message.generation, max(known, default=message.begin))
+        for table in tables:
+            self.add_table(table)
+        for entry in contents.dense:
+            try:
+                self.set_dense(*dense.from_proto(entry))
+            except InvalidArgumentError as problem:
+                raise CorruptCheckpointError(f"dense set {entry.name!r}", str(problem)) from problem
+        self._streams.set_durable(self._disk.durable())
+
+    def _ensure_table(self, spec: TableSpec) -> None:
+        spec.check_supported()
+        if spec.name not in self.table_map():
+            self.create_table(spec)
+        elif self.table(spec.name).spec != spec:
+            try:
+                self.alter_table(spec)
+            except InvalidArgumentError as problem:
+                raise TableExistsError(spec.name, problem.field.removeprefix("TableSpec.")) from problem
+
+    # -- streams
+
+    def open_stream(self, stream: str, position: int, generation: int = 0) -> StreamState:
+        """See :meth:`embedstore.interface.Store.open_stream`; in the manifest before it is answered.
+
+        ``generation`` 0 takes the next one; another must be above the present one (:class:`StaleGenerationError`).
+        """
+        check_stream_name("stream", stream)
+        check_position("position", position)
+        if is_client(stream):
+            raise InvalidArgumentError("stream", f"{stream!r} is a client's own stream, which opens by itself")
+        with self._streams.gate.alone():
+            self.check_open()
+            taken = self._streams.next_generation(stream, generation)
+            begin = self._streams.get(stream).begin if self._streams.knows(stream) else int(position)
+            if self._disk is not None:
+                self._disk.put({stream_key(stream): Stream(stream, begin, begin, taken).to_proto(begin)})
+            self._streams.add(stream, begin).generation = taken
+            for table in self.table_map().values():
+                table.open_stream(stream, begin)
+        self.notify()
+        return self._state(stream)
+
+    def watermarks(self) -> dict[str, StreamState]:
+        """See :meth:`embedstore.interface.Store.watermarks`; clients' own streams are not among them."""
+        self.check_open()
+        return self.stream_states()
+
+    def stream_states(self) -> dict[str, StreamState]:
+        """Where every opened stream stands."""
+        sets = self._watermark_sets()
+        return {
+            stream.name: self._streams.state(
+                stream.name, [known[stream.name] for known in sets if stream.name in known]
+            )
+            for stream in self._streams.opened()
+        }
+
+    def _state(self, stream: str) -> StreamState:
+        return self._streams.state(stream, [known[stream] for known in self._watermark_sets() if stream in known])
+
+    def _watermark_sets(self) -> list[Watermarks]:
+        return [known for table in self.table_map().values() for known, _ in table.watermarks()]
+
+    # -- dense sets
+
+    def put_dense(
+        self,
+        dense_set: str,
+        tensors: Mapping[str, Any],
+        position: Mapping[str, int],
+        generations: Mapping[str, int] | None = None,
+    ) -> int:
+        """See :meth:`embedstore.interface.Store.put_dense`; durable when it returns."""
+        self.check_open()
+        dense.check_dense_name("dense_set", dense_set)
+        offered = dense.freeze(tensors, position, 0)
+        with self._streams.gate.shared(), self._dense_lock:
+            self.check_open()
+            for stream in offered.position:
+                self._streams.check_generation(stream, generations)
+            published = self.dense_sets().get(dense_set, DenseSet({}, {}, 0))
+            for stream, at in offered.position.items():
+                if at < published.position.get(stream, 0):
+                    raise StaleDenseSetError(dense_set, stream, at, published.position[stream])
+            new = replace(offered, version=published.version + 1)
+            if self._disk is not None:
+                self._disk.put({dense_key(dense_set): dense.to_proto(dense_set, new)})
+            self.set_dense(dense_set, new)
+        return new.version
+
+    # -- tables
+
+    def create_table(self, spec: TableSpec) -> bool:
+        """See :meth:`embedstore.interface.Store.create_table`; in the manifest before it is answered."""
+        spec.check_supported()
+        owned = self._owned(spec)
+        with self._streams.gate.alone():
+            self.check_open()
+            existing = self.table_map().get(spec.name)
+            if existing is not None:
+                difference = spec.first_difference(existing.spec)
+                if difference is not None:
+                    raise TableExistsError(spec.name, difference)
+                return False
+            table = Table(spec, chunks=owned)
+            beginnings = self._streams.positions()
+            table.begin_at(beginnings)
+            if self._disk is not None:
+                self._disk.add_table(table, beginnings)
+            self._streams.add_durable(spec.name, beginnings)
+            self.add_table(table)
+        return True
+
+    def alter_table(self, spec: TableSpec) -> None:
+        """See :meth:`embedstore.interface.Store.alter_table`; in the manifest before it is answered."""
+        spec.check_supported()
+        with self._streams.gate.alone():
+            table = self.table(spec.name)
+            difference = _unalterable(table.spec, spec)
+            if difference is not None:
+                raise InvalidArgumentError(f"TableSpec.{difference}", "cannot be altered")
+            if self._disk is None:
+                table.alter(spec)
+            else:
+                self._disk.alter_table(table, spec)
+        self.notify()
+
+    def drop_table(self, table: str) -> None:
+        """See :meth:`embedstore.interface.Store.drop_table`; gone from the manifest before it is answered."""
+        with self._streams.gate.alone():
+            self.table(table)
+            if len(self.table_map()) == 1:
+                self._record_idle_streams()
+            if self._disk is not None:
+                self._disk.drop_table(table)
+            self._streams.drop_durable(table)
+            self.remove_table(table)
+
+    # -- durability
+
+    def checkpoint(self) -> CheckpointResult:
+        """See :meth:`embedstore.interface.Store.checkpoint`; :class:`CheckpointFailedError` loses nothing."""
+        self.check_open()
+        return self._checkpoint()
+
+    def _checkpoint(self) -> CheckpointResult:
+        started_ms = self._clock_ms()
+        num_chunks, num_bytes = 0, 0
+        if self._disk is not None:
+            num_chunks, num_bytes = self._disk.checkpoint()
+        with self._streams.gate.alone():
+            if not self.table_map():
+                self._record_idle_streams()
+            if self._disk is None:
+                self._streams.set_durable({name: _lowest(table) for name, table in self.table_map().items()})
+            else:
+                self._streams.set_durable(self._disk.durable())
+        ended_ms = self._clock_ms()
+        self._last_checkpoint_ms = ended_ms
+        return CheckpointResult(num_chunks, num_bytes, max(ended_ms - started_ms, 0) / 1000)
+
+    def _record_idle_streams(self) -> None:
+        """Without a table, the streams themselves hold their watermarks. The gate is held alone."""
+        streams = self._streams.opened()
+        if self._disk is not None:
+            self._disk.put({stream_key(stream.name): stream.to_proto(stream.position) for stream in streams})
+        for stream in streams:
+            stream.begin = stream.position
+
+    def last_checkpoint_s(self) -> float:
+        """Unix seconds of the last checkpoint of this process; 0: none."""
+        return self._last_checkpoint_ms / 1000
+
+    def corrupt_chunks(self) -> int:
+        """Chunks that fell back at the start because a blob of theirs was unreadable."""
+        return 0 if self._disk is None else len(self._disk.corrupt)
+
+    def close(self) -> None:
+        """Checkpoint, then release everything. When that fails the store stays open and nothing is lost."""
+        with self._closing:
+            if self._closed:
+                return
+            with self._streams.gate.alone():
+                self._closed = True
+            try:
+                self._checkpoint()
+            except BaseException:
+                self._closed = False
+                raise
+            if self._disk is not None:
+                self._disk.close()
+            super().close()
+            self._tables = {}
+
+
+def open(path: str | Path | None, tables: Sequence[TableSpec] = (), **options: Any) -> LocalStore:
+    """A store of this process, durable in the directory ``path`` (None: memory only), with at least these tables.
+
+    A table that exists already must have the same spec, except for the learning rate, which is altered;
+    :class:`TableExistsError` names another difference. ``options``: see :class:`LocalStore`.
+    """
+    return LocalStore(path, tables, **options)
+
+
+def _check_shard(shard: int, num_shards: int) -> None:
+    for label, value, low, high in (("num_shards", num_shards, 1, NUM_SHARDS_MAX), ("shard", shard, 0, num_shards - 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
+
+
+def _lowest(table: Table) -> dict[str, int]:
+    """The lowest watermark of each stream over a table's chunks."""
+    sets = [known for known, _ in table.watermarks()]
+    return {stream: min(known[stream] for known in sets if stream in known) for known in sets for stream in known}
+
+
+def _unalterable(old: TableSpec, new: TableSpec) -> str | None:
+    """The first field in which ``new`` differs from ``old`` that can never change."""
+    return replace(new, optimizer=replace(new.optimizer, lr=old.optimizer.lr)).first_difference(old)

@@ -1,0 +1,216 @@
+"""TableSet: the tables and dense sets of one process, read the same way whether pushes or deltas fill them.
+
+Tables are found through a dict that is replaced, never changed, so readers take no lock. The tick counts changes and
+costs a push one uncontended lock; the leader side of Follow waits on it to learn that there is something to send.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from embedstore.errors import ClosedError, DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
+from embedstore.interface import DenseSet, Ids, LeaderState, Rows, StoreStats, StreamState, as_ids
+from embedstore.spec import TableSpec
+from embedstore.table import Table
+
+TABLES_PER_CALL_MAX = 1024
+
+
+def wall_clock_ms() -> int:
+    """Unix time in milliseconds: the default of ``clock_ms`` wherever one is a parameter."""
+    return time.time_ns() // 1_000_000
+
+
+class TableSet:
+    """Tables and dense sets in memory, implementing :class:`embedstore.interface.Reader`.
+
+    Any thread may call anything. A pull waits for nothing but the chunk locks. ``clock_ms`` gives unix milliseconds.
+    """
+
+    def __init__(self, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
+        self._clock_ms = clock_ms
+        self._started_ms = clock_ms()
+        self._tables: Mapping[str, Table] = {}
+        self._dense: Mapping[str, DenseSet] = {}
+        self._set_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._tick = 0
+        self._followers = 0
+        self._closed = False
+
+    # -- Reader
+
+    @overload
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[False] = False) -> dict[str, np.ndarray]: ...
+    @overload
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True]) -> dict[str, Rows]: ...
+    def pull(self, tables: Mapping[str, Ids], *, meta: bool = False) -> dict[str, np.ndarray] | dict[str, Rows]:
+        """See :meth:`embedstore.interface.Reader.pull`."""
+        found = [(name, self.table(name), as_ids(ids, f"{name}.ids")) for name, ids in check_tables(tables).items()]
+        if meta:
+            return {name: table.pull_rows(ids) for name, table, ids in found}
+        return {name: table.pull(ids) for name, table, ids in found}
+
+    def contains(self, table: str, ids: Ids) -> np.ndarray:
+        """See :meth:`embedstore.interface.Reader.contains`."""
+        return self.table(table).contains(as_ids(ids, f"{table}.ids"))
+
+    def scan(self, table: str) -> Iterator[tuple[np.ndarray, Rows]]:
+        """See :meth:`embedstore.interface.Reader.scan`; a piece is a chunk."""
+        return self._scan(self.table(table))
+
+    def _scan(self, table: Table) -> Iterator[tuple[np.ndarray, Rows]]:
+        for chunk in table.chunks:
+            self.check_open()
+            ids, rows = table.scan_chunk(chunk)
+            if len(ids):
+                yield ids, rows
+
+    def get_dense(self, dense_set: str) -> DenseSet:
+        """See :meth:`embedstore.interface.Reader.get_dense`."""
+        self.check_open()
+        found = self._dense.get(dense_set)
+        if found is None:
+            raise DenseSetNotFoundError(dense_set)
+        return found
+
+    def tables(self) -> dict[str, TableSpec]:
+        """See :meth:`embedstore.interface.Reader.tables`."""
+        self.check_open()
+        return {name: table.spec for name, table in self._tables.items()}
+
+    def stats(self) -> StoreStats:
+        """See :meth:`embedstore.interface.Reader.stats`."""
+        self.check_open()
+        return StoreStats(
+            tables={name: table.stats() for name, table in self._tables.items()},
+            streams=self.stream_states(),
+            last_checkpoint_s=self.last_checkpoint_s(),
+            uptime_s=max(self._clock_ms() - self._started_ms, 0) / 1000,
+            followers=self._followers,
+            leaders=self.leader_states(),
+            corrupt_chunks=self.corrupt_chunks(),
+        )
+
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        self._closed = True
+        self.notify()
+
+    def __enter__(self) -> Self:
+        self.check_open()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # -- what the subclasses know
+
+    def stream_states(self) -> dict[str, StreamState]:
+        """Where every stream stands; none are known here."""
+        return {}
+
+    def leader_states(self) -> tuple[LeaderState, ...]:
+        """The leaders of a follower; none here."""
+        return ()
+
+    def last_checkpoint_s(self) -> float:
+        """Unix seconds of the last checkpoint; 0: none."""
+        return 0.0
+
+    def as_of_ms(self, now_ms: int) -> int:
+        """Up to which moment everything is in these tables, given unix milliseconds: here, where pushes arrive, now."""
+        return now_ms
+
+    def corrupt_chunks(self) -> int:
+        """Chunks that fell back at the start."""
+        return 0
+
+    # -- tables and dense sets
+
+    def check_open(self) -> None:
+        """Raise :class:`ClosedError` after :meth:`close`."""
+        if self._closed:
+            raise ClosedError("the store is closed")
+
+    def table(self, name: str) -> Table:
+        """The table, or :class:`TableNotFoundError`."""
+        self.check_open()
+        found = self._tables.get(name)
+        if found is None:
+            raise TableNotFoundError(name)
+        return found
+
+    def table_map(self) -> Mapping[str, Table]:
+        """All tables by name, as of now; the mapping never changes."""
+        return self._tables
+
+    def add_table(self, table: Table) -> None:
+        """Make a table visible, in place of one of the same name."""
+        with self._set_lock:
+            self._tables = {**self._tables, table.spec.name: table}
+        self.notify()
+
+    def remove_table(self, name: str) -> None:
+        """Make a table invisible; calls that have it already finish with it. :class:`TableNotFoundError`."""
+        with self._set_lock:
+            if name not in self._tables:
+                raise TableNotFoundError(name)
+            self._tables = {other: table for other, table in self._tables.items() if other != name}
+        self.notify()
+
+    def set_dense(self, name: str, dense_set: DenseSet) -> None:
+        """Publish a dense set as it is."""
+        with self._set_lock:
+            self._dense = {**self._dense, name: dense_set}
+        self.notify()
+
+    def dense_sets(self) -> Mapping[str, DenseSet]:
+        """All dense sets by name, as of now; the mapping never changes."""
+        return self._dense
+
+    def dense_versions(self) -> dict[str, int]:
+        """The version of every dense set."""
+        return {name: dense_set.version for name, dense_set in self._dense.items()}
+
+    # -- change notification
+
+    def notify(self) -> None:
+        """Count a change and wake who waits for one."""
+        with self._changed:
+            self._tick += 1
+            self._changed.notify_all()
+
+    def tick(self) -> int:
+        """The number of changes so far: tables, rows, watermarks, dense sets, closing."""
+        return self._tick
+
+    def wait_changed(self, tick: int, timeout_s: float) -> int:
+        """Wait until the tick is no longer ``tick``, or ``timeout_s`` seconds; returns the present tick."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tick != tick, timeout_s)
+            return self._tick
+
+    def follower_joined(self) -> None:
+        """Count a connected follower."""
+        with self._set_lock:
+            self._followers += 1
+
+    def follower_left(self) -> None:
+        """Count one less."""
+        with self._set_lock:
+            self._followers -= 1
+
+
+def check_tables(tables: Any) -> Mapping[str, Any]:
+    """Raise :class:`InvalidArgumentError` unless it maps table names, and no more than 1024."""
+    if not isinstance(tables, Mapping):
+        raise InvalidArgumentError("tables", f"must map table names, not {type(tables).__name__}")
+    if len(tables) > TABLES_PER_CALL_MAX:
+        raise InvalidArgumentError("tables", f"at most {TABLES_PER_CALL_MAX} a call, not {len(tables)}")
+    return tables

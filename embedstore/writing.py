@@ -1,0 +1,198 @@
+"""Row writes of a store: push, assign and delete, each exactly once for its origins.
+
+What is kept here: nothing is touched before everything that can be refused has been checked, and an origin moves the
+watermarks of *all* tables, whether they have ids in the write or not. A failure between two tables (memory) leaves
+chunks at different watermarks, which is sound: the same push again gives each chunk only what it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedstore.errors import InvalidArgumentError
+from embedstore.interface import Ids, Origin, PushResult, TablePush, as_ids, as_rows
+from embedstore.origins import Stream, Streams, Watermarks, after, check_event_time, check_origins, is_client, is_new
+from embedstore.table import Table
+from embedstore.table_set import TableSet, check_tables, wall_clock_ms
+
+_NO_IDS = np.empty(0, np.uint64)
+
+
+class _Push(NamedTuple):
+    table: Table
+    ids: np.ndarray
+    grads: np.ndarray
+    options: dict[str, Any]
+
+
+class WritableTables(TableSet):
+    """A :class:`TableSet` whose rows are changed by calls. Any thread may call anything.
+
+    Where a method takes ``generations``, they are the writer's own, by stream; None is the owner of this store, whose
+    generation is always the present one.
+    """
+
+    def __init__(self, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
+        super().__init__(clock_ms=clock_ms)
+        self._streams = Streams()
+
+    def push(
+        self,
+        tables: Mapping[str, TablePush | tuple[Ids, Any]],
+        *,
+        origins: Sequence[Origin] = (),
+        event_time_ms: int | None = None,
+        generations: Mapping[str, int] | None = None,
+    ) -> PushResult:
+        """See :meth:`embedstore.interface.Store.push`."""
+        check_event_time("event_time_ms", event_time_ms)
+        check_origins(origins)
+        self._open_client_streams(origins)
+        with self._streams.gate.shared():
+            pushes = {name: self._checked_push(name, p, event_time_ms) for name, p in check_tables(tables).items()}
+            now_ms = self._clock_ms()
+
+            def apply(table: Table) -> None:
+                push = pushes.get(table.spec.name)
+                if push is None:
+                    table.push(_NO_IDS, _no_rows(table), now_ms=now_ms, origins=origins)
+                else:
+                    table.push(push.ids, push.grads, now_ms=now_ms, origins=origins, **push.options)
+
+            if origins:
+                return self._with_origins(origins, generations, apply)
+            for push in pushes.values():
+                apply(push.table)
+        self.notify()
+        return PushResult()
+
+    def _checked_push(self, name: str, value: Any, event_time_ms: int | None) -> _Push:
+        table = self.table(name)
+        if not isinstance(value, TablePush):
+            if not isinstance(value, tuple) or len(value) != 2:
+                raise InvalidArgumentError(name, "must be a TablePush or a pair (ids, grads)")
+            value = TablePush(*value)
+        ids = as_ids(value.ids, f"{name}.ids")
+        grads = as_rows(value.grads, len(ids), table.spec.dim, f"{name}.grads")
+        times = event_time_ms if value.event_times_ms is None else value.event_times_ms
+        options = {"counts": value.counts, "event_times_ms": times, "lr": value.lr}
+        table.validate_push(ids, grads, **options)
+        return _Push(table, ids, grads, options)
+
+    def _with_origins(
+        self, origins: Sequence[Origin], generations: Mapping[str, int] | None, apply: Callable[[Table], None]
+    ) -> PushResult:
+        """Decide over all chunks, then let ``apply`` change every table. The gate is held shared."""
+        with self._streams.writing(origins, generations) as streams:
+            tables = list(self.table_map().values())
+            lost = self._mend(origins[0], tables) if is_client(origins[0].stream) else 0
+            sets = [known for table in tables for known, _ in table.watermarks()] or [_positions(streams)]
+            new = is_new(origins, sets)
+            if new:
+                for table in tables:
+                    apply(table)
+                for stream, origin in zip(streams, sorted(origins, key=lambda o: o.stream), strict=True):
+                    stream.position = max(stream.position, origin.end)
+                sets = after(origins, sets)
+            states = {o.stream: self._streams.state(o.stream, [known[o.stream] for known in sets]) for o in origins}
+        self.notify()
+        return PushResult(states, repeated=not new, lost_updates=lost)
+
+    def assign(self, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None) -> None:
+        """See :meth:`embedstore.interface.Store.assign`."""
+        self.assign_from(None, table, ids, rows, event_time_ms=event_time_ms)
+
+    def assign_from(
+        self, origin: Origin | None, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None
+    ) -> PushResult:
+        """Assign as the next request of a client's own stream: applied once, however often it is sent."""
+        check_event_time("event_time_ms", event_time_ms)
+        keys = as_ids(ids, f"{table}.ids")
+
+        def change(target: Table, now_ms: int, origins: Sequence[Origin]) -> None:
+            target.assign(keys, values, now_ms=now_ms, event_time_ms=event_time_ms, origins=origins)
+
+        values = as_rows(rows, len(keys), self.table(table).spec.dim, f"{table}.rows")
+        if origin is not None and not np.isfinite(values).all():
+            # The table checks this too, but by then the origin may have mended its stream.
+            raise InvalidArgumentError(f"{table}.rows", "must be finite")
+        return self._change_one(origin, table, change)
+
+    def delete(self, table: str, ids: Ids) -> int:
+        """See :meth:`embedstore.interface.Store.delete`."""
+        return self.delete_from(None, table, ids)[0]
+
+    def delete_from(self, origin: Origin | None, table: str, ids: Ids) -> tuple[int, PushResult]:
+        """Delete as the next request of a client's own stream; a repeat deletes nothing."""
+        keys = as_ids(ids, f"{table}.ids")
+        deleted = 0
+
+        def change(target: Table, now_ms: int, origins: Sequence[Origin]) -> None:
+            nonlocal deleted
+            deleted = target.delete(keys, origins=origins)
+
+        result = self._change_one(origin, table, change)
+        return deleted, result
+
+    def _change_one(
+        self, origin: Origin | None, name: str, change: Callable[[Table, int, Sequence[Origin]], None]
+    ) -> PushResult:
+        origins = [] if origin is None else [origin]
+        check_origins(origins)
+        if origin is not None and not is_client(origin.stream):
+            raise InvalidArgumentError("origin.stream", f"{origin.stream!r} is not a client's own stream")
+        self._open_client_streams(origins)
+        with self._streams.gate.shared():
+            target, now_ms = self.table(name), self._clock_ms()
+
+            def apply(table: Table) -> None:
+                if table is target:
+                    change(table, now_ms, origins)
+                else:
+                    table.push(_NO_IDS, _no_rows(table), now_ms=now_ms, origins=origins)
+
+            if origins:
+                return self._with_origins(origins, None, apply)
+            change(target, now_ms, origins)
+        self.notify()
+        return PushResult()
+
+    def _open_client_streams(self, origins: Sequence[Origin]) -> None:
+        """A client's own stream opens with its first request, at that request's number."""
+        self.check_open()
+        for origin in origins:
+            if not is_client(origin.stream) or self._streams.knows(origin.stream):
+                continue
+            with self._streams.gate.alone():
+                self.check_open()
+                self._streams.add(origin.stream, 0)
+                for table in self.table_map().values():
+                    table.open_stream(origin.stream, 0)
+
+    def _mend(self, origin: Origin, tables: Sequence[Table]) -> int:
+        """Accept the gap that a restart left in a client's own stream; returns how many updates are gone."""
+        lowest = origin.begin
+        for table in tables:
+            for known, chunks in table.watermarks():
+                position = known[origin.stream]
+                if position < origin.begin:
+                    lowest = min(lowest, position)
+                    for chunk in chunks:
+                        table.set_watermarks(chunk, {origin.stream: origin.begin}, 0)
+        stream = self._streams.get(origin.stream)
+        if not tables:
+            lowest = min(lowest, stream.position)
+        stream.position = max(stream.position, origin.begin)
+        return origin.begin - lowest
+
+
+def _no_rows(table: Table) -> np.ndarray:
+    return np.empty((0, table.spec.dim), np.float32)
+
+
+def _positions(streams: Sequence[Stream]) -> Watermarks:
+    """The watermarks of a store without tables."""
+    return {stream.name: stream.position for stream in streams}
