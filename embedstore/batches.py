@@ -1,0 +1,232 @@
+"""Batches on their way to shards: checked, duplicates folded, split, and put together again.
+
+Everything that a shard could refuse in a batch is looked for here first, because a batch for several shards must not be
+applied by one and refused by another. Pure functions over arrays, usable from any thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedstore import _native
+from embedstore.errors import InvalidArgumentError
+from embedstore.interface import Rows, TablePush, as_ids, as_rows
+from embedstore.placement import split
+from embedstore.spec import TableSpec
+from embedstore.wire import TablePart, TableRows, decode_pull_response
+
+PAGE_BYTES = 32 << 20
+"""Largest answer, and largest part of an assign, that one request asks for."""
+_META_BYTES = 21
+_COUNT_MAX = (1 << 32) - 1
+
+
+class Piece(NamedTuple):
+    """The ids of one table that one request carries; ``positions`` of them among the table's unique ids, None: all."""
+
+    table: int
+    shard: int
+    ids: np.ndarray
+    positions: np.ndarray | None
+
+
+class Lookup:
+    """One table's part of a pull: unique ids, and how their rows become the answer."""
+
+    def __init__(self, index: int, spec: TableSpec, ids: Any, num_shards: int) -> None:
+        self.spec = spec
+        self.index = index
+        self.ids = as_ids(ids, f"{spec.name}.ids")
+        unique, inverse, _ = _native.unique(self.ids)
+        self.repeats = len(unique) != len(self.ids)
+        self.unique = unique if self.repeats else self.ids
+        self._inverse = inverse
+        self._num_shards = num_shards
+
+    def pieces(self, bytes_per_row: int) -> Iterator[Piece]:
+        """The unique ids by shard, in pages whose answer stays within bounds."""
+        page = max(1, PAGE_BYTES // max(1, bytes_per_row + _META_BYTES))
+        for shard, positions in enumerate(split(self.unique, self.spec.num_chunks, self._num_shards)):
+            num_ids = len(self.unique) if positions is None else len(positions)
+            if 0 < num_ids <= page:
+                ids = self.unique if positions is None else self.unique[positions]
+                yield Piece(self.index, shard, ids, positions)
+                continue
+            for begin in range(0, num_ids, page):
+                chosen = np.arange(begin, min(begin + page, num_ids)) if positions is None else positions
+                chosen = chosen if positions is None else chosen[begin : begin + page]
+                yield Piece(self.index, shard, self.unique[chosen], chosen)
+
+    def rows(self, answers: list[tuple[Piece, np.ndarray]], dtype: Any) -> np.ndarray:
+        """Rows of all ids, in their order: [n, dim], writable."""
+        shape = (len(self.unique), self.spec.dim)
+        if len(answers) == 1 and answers[0][0].positions is None:
+            rows = answers[0][1]
+            return rows.take(self._inverse, axis=0) if self.repeats else rows.copy()
+        return self._spread(np.empty(shape, dtype), answers)
+
+    def meta(self, answers: list[tuple[Piece, Rows]], dtype: Any) -> Rows:
+        """What is known of all ids, in their order."""
+        columns = {"found": bool, "updates": np.uint32, "first_seen_s": np.int64, "last_seen_s": np.int64}
+        values = {
+            name: self._spread(
+                np.zeros(len(self.unique), kind), [(piece, getattr(rows, name)) for piece, rows in answers]
+            )
+            for name, kind in columns.items()
+        }
+        embeddings = self.rows([(piece, rows.embeddings) for piece, rows in answers], dtype)
+        return Rows(embeddings, **values)
+
+    def found(self, answers: list[tuple[Piece, Rows]]) -> np.ndarray:
+        """Which of all ids have a row, in their order: bool [n]."""
+        return self._spread(np.zeros(len(self.unique), bool), [(piece, rows.found) for piece, rows in answers])
+
+    def _spread(self, out: np.ndarray, answers: list[tuple[Piece, np.ndarray]]) -> np.ndarray:
+        for piece, values in answers:
+            out[slice(None) if piece.positions is None else piece.positions] = values
+        return out.take(self._inverse, axis=0) if self.repeats else out
+
+
+def pages_of_lookups(lookups: Sequence[Lookup], dtype: Any) -> list[tuple[int, list[Piece]]]:
+    """All pieces of a pull, together in requests as far as their answers stay within bounds: (shard, pieces) each."""
+    pages: list[tuple[int, list[Piece]]] = []
+    filling: dict[int, tuple[list[Piece], int]] = {}
+    for lookup in lookups:
+        row_bytes = 0 if dtype is None else lookup.spec.dim * dtype.itemsize
+        for piece in lookup.pieces(row_bytes):
+            size = len(piece.ids) * (row_bytes + _META_BYTES)
+            pieces, filled = filling.get(piece.shard, ([], 0))
+            if not pieces or filled + size > PAGE_BYTES:
+                pieces, filled = [], 0
+                pages.append((piece.shard, pieces))
+            pieces.append(piece)
+            filling[piece.shard] = (pieces, filled + size)
+    return pages
+
+
+def read_pull(
+    lookups: Sequence[Lookup], pieces: Sequence[Piece], data: bytes, *, dtype: Any, meta: bool
+) -> list[tuple[Piece, TableRows]]:
+    """A shard's answer beside what was asked; :class:`InvalidArgumentError` when it does not fit."""
+    answers = decode_pull_response(data)
+    if len(answers) != len(pieces):
+        raise InvalidArgumentError("PullResponse.tables", f"must have {len(pieces)} entries, not {len(answers)}")
+    for i, (piece, answer) in enumerate(zip(pieces, answers, strict=True)):
+        spec, num_ids, label = lookups[piece.table].spec, len(piece.ids), f"PullResponse.tables[{i}]"
+        if answer.table != spec.name:
+            raise InvalidArgumentError(f"{label}.table", f"must be {spec.name!r}, not {answer.table!r}")
+        if dtype is not None and (answer.rows is None or answer.rows.shape != (num_ids, spec.dim)):
+            shape = None if answer.rows is None else answer.rows.shape
+            raise InvalidArgumentError(f"{label}.rows", f"must have shape {(num_ids, spec.dim)}, not {shape}")
+        if meta and (answer.meta is None or len(answer.meta.found) != num_ids):
+            raise InvalidArgumentError(f"{label}.found", f"must have {num_ids} entries")
+    return list(zip(pieces, answers, strict=True))
+
+
+def push_part(spec: TableSpec, value: TablePush | tuple[Any, Any]) -> TablePart:
+    """A table's part of a push, checked whole, with equal ids folded into one: gradients summed, counts added."""
+    push = value if isinstance(value, TablePush) else _pair(spec.name, value)
+    name = spec.name
+    ids = as_ids(push.ids, f"{name}.ids")
+    grads = as_rows(push.grads, len(ids), spec.dim, f"{name}.grads")
+    check_finite(f"{name}.grads", grads)
+    counts = _column(f"{name}.counts", push.counts, len(ids), np.uint32, low=0, high=_COUNT_MAX)
+    times = _column(f"{name}.event_times_ms", push.event_times_ms, len(ids), np.int64, low=0, high=2**63 - 1)
+    return _folded(TablePart(name, ids, grads, counts, times, _learning_rate(name, push.lr)))
+
+
+def _pair(name: str, value: Any) -> TablePush:
+    try:
+        ids, grads = value
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(name, "must be a TablePush or a pair (ids, grads)") from None
+    return TablePush(ids, grads)
+
+
+def _learning_rate(name: str, lr: Any) -> float | None:
+    if lr is None:
+        return None
+    if isinstance(lr, bool) or not isinstance(lr, int | float | np.number) or not math.isfinite(lr) or lr < 0:
+        raise InvalidArgumentError(f"{name}.lr", f"must be a finite number >= 0, not {lr!r}")
+    return float(lr)
+
+
+def _column(label: str, values: Any, num_ids: int, dtype: Any, *, low: int, high: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.shape != (num_ids,):
+        raise InvalidArgumentError(label, f"must have shape {(num_ids,)}, not {array.shape}")
+    if num_ids and array.dtype.kind not in "iu":
+        raise InvalidArgumentError(label, f"must be integers, not {array.dtype}")
+    if num_ids and (int(array.min()) < low or int(array.max()) > high):
+        raise InvalidArgumentError(label, f"must lie in [{low}, {high}]")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def check_finite(label: str, rows: np.ndarray) -> None:
+    """Raise unless all numbers are finite; the sum of all is looked at first, which is one fast pass."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(rows.sum()):
+            return
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise InvalidArgumentError(label, f"must be finite, row {bad[0]} is not")
+
+
+def _folded(part: TablePart) -> TablePart:
+    unique, inverse, occurrences = _native.unique(part.ids)
+    if len(unique) == len(part.ids):
+        return part
+    order = np.argsort(inverse, kind="stable")
+    starts = np.concatenate(([0], np.cumsum(occurrences[:-1], dtype=np.int64)))
+    counts = occurrences
+    if part.counts is not None:
+        counts = np.add.reduceat(part.counts[order].astype(np.uint64), starts)
+        if int(counts.max()) > _COUNT_MAX:
+            raise InvalidArgumentError(f"{part.table}.counts", f"of equal ids add up to over {_COUNT_MAX}")
+    times = part.event_times_ms
+    return TablePart(
+        part.table,
+        unique,
+        np.add.reduceat(part.grads[order], starts, axis=0),
+        np.ascontiguousarray(counts, np.uint32),
+        None if times is None else np.maximum.reduceat(times[order], starts),
+        part.lr,
+    )
+
+
+def split_part(part: TablePart, spec: TableSpec, num_shards: int) -> list[TablePart | None]:
+    """The part of each shard; None where it has none of the ids."""
+    parts: list[TablePart | None] = []
+    for positions in split(part.ids, spec.num_chunks, num_shards):
+        if positions is None:
+            parts.append(part if len(part.ids) else None)
+        elif not len(positions):
+            parts.append(None)
+        else:
+            counts, times = part.counts, part.event_times_ms
+            parts.append(
+                TablePart(
+                    part.table,
+                    part.ids[positions],
+                    part.grads.take(positions, axis=0),
+                    None if counts is None else counts[positions],
+                    None if times is None else times[positions],
+                    part.lr,
+                )
+            )
+    return parts
+
+
+def pages_of_rows(positions: np.ndarray | None, num_ids: int, dim: int) -> Iterator[np.ndarray | slice]:
+    """Selections of at most :data:`PAGE_BYTES` of float32 rows each, of the rows at ``positions`` (None: all)."""
+    page = max(1, PAGE_BYTES // (4 * dim + 8))
+    total = num_ids if positions is None else len(positions)
+    for begin in range(0, total, page):
+        chosen = slice(begin, min(begin + page, total))
+        yield chosen if positions is None else positions[chosen]

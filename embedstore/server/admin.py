@@ -1,0 +1,92 @@
+"""AdminService: tables, checkpoints and topology of one process. Every method may run in any number of threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import grpc
+
+from embedstore import messages
+from embedstore.server.interceptors import Guard
+from embedstore.server.serving import Serving
+from embedstore.spec import TableSpec
+from embedstore.status import topology_to_proto
+from embedstore.v1 import admin_pb2
+
+SERVICE = "embedstore.v1.AdminService"
+
+
+class AdminService:
+    """The methods of the service; see ``admin.proto``."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def handler(self, guard: Guard) -> grpc.GenericRpcHandler:
+        """All methods, ready to be registered."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "CreateTable": guard.unary(admin_pb2.CreateTableRequest, self.create_table),
+                "AlterTable": guard.unary(admin_pb2.AlterTableRequest, self.alter_table),
+                "DropTable": guard.unary(admin_pb2.DropTableRequest, self.drop_table),
+                "DescribeTable": guard.unary(admin_pb2.DescribeTableRequest, self.describe_table),
+                "ListTables": guard.unary(admin_pb2.ListTablesRequest, self.list_tables),
+                "Checkpoint": guard.unary(admin_pb2.CheckpointRequest, self.checkpoint),
+                "Topology": guard.unary(admin_pb2.TopologyRequest, self.topology),
+                "Stats": guard.unary(admin_pb2.StatsRequest, self.stats),
+            },
+        )
+
+    def create_table(self, request: admin_pb2.CreateTableRequest) -> admin_pb2.CreateTableResponse:
+        """CreateTable."""
+        self._serving.check_epoch(request.epoch)
+        store = self._serving.writable()
+        return admin_pb2.CreateTableResponse(created=store.create_table(TableSpec.from_proto(request.spec)))
+
+    def alter_table(self, request: admin_pb2.AlterTableRequest) -> admin_pb2.AlterTableResponse:
+        """AlterTable."""
+        self._serving.check_epoch(request.epoch)
+        self._serving.writable().alter_table(TableSpec.from_proto(request.spec))
+        return admin_pb2.AlterTableResponse()
+
+    def drop_table(self, request: admin_pb2.DropTableRequest) -> admin_pb2.DropTableResponse:
+        """DropTable."""
+        self._serving.check_epoch(request.epoch)
+        self._serving.writable().drop_table(request.table)
+        return admin_pb2.DropTableResponse()
+
+    def describe_table(self, request: admin_pb2.DescribeTableRequest) -> admin_pb2.DescribeTableResponse:
+        """DescribeTable."""
+        self._serving.check_epoch(request.epoch)
+        table = self._serving.store().table(request.table)
+        return admin_pb2.DescribeTableResponse(
+            spec=table.spec.to_proto(), stats=messages.table_stats_to_proto(request.table, table.stats())
+        )
+
+    def list_tables(self, request: admin_pb2.ListTablesRequest) -> admin_pb2.ListTablesResponse:
+        """ListTables."""
+        self._serving.check_epoch(request.epoch)
+        specs = self._serving.store().tables().values()
+        return admin_pb2.ListTablesResponse(tables=[spec.to_proto() for spec in specs])
+
+    def checkpoint(self, request: admin_pb2.CheckpointRequest) -> admin_pb2.CheckpointResponse:
+        """Checkpoint."""
+        self._serving.check_epoch(request.epoch)
+        return messages.checkpoint_to_proto(self._serving.writable().checkpoint())
+
+    def topology(self, request: admin_pb2.TopologyRequest) -> admin_pb2.TopologyResponse:
+        """Topology: answered as soon as the port is open."""
+        del request
+        return admin_pb2.TopologyResponse(
+            topology=topology_to_proto(self._serving.topology),
+            shard=self._serving.shard,
+            ready=self._serving.ready,
+            follower=self._serving.follower,
+        )
+
+    def stats(self, request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
+        """Stats."""
+        self._serving.check_epoch(request.epoch)
+        stats = self._serving.store().stats()
+        return messages.stats_to_proto(replace(stats, followers=self._serving.sync().followers))

@@ -1,0 +1,72 @@
+"""What stands before every handler: errors become statuses, bytes become messages, nothing else escapes.
+
+A handler is wrapped once, when it is registered, not looked up at every call as a gRPC interceptor would be: at
+thousands of small pulls a second that lookup costs more than the pull. Handlers raise embedstore's errors; anything
+else is a bug, goes to the log with its traceback, and reaches the client as a bare INTERNAL. Usable from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, StaleEpochError, WrongShardError
+from embedstore.status import Topology, to_status
+
+log = logging.getLogger("embedstore.server")
+
+
+class Guard:
+    """Wraps handlers; ``topology`` gives the record that is attached to errors about who owns what."""
+
+    def __init__(self, topology: Callable[[], Topology]) -> None:
+        self._topology = topology
+
+    def raw(self, handle: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A unary method that reads and writes its own bytes."""
+
+        def call(data: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                return handle(data)
+            except Exception as error:
+                self._refuse(error, context)
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    def unary(self, kind: type[Message], handle: Callable[[Any], Message]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A unary method over generated messages."""
+        return self.raw(lambda data: handle(parse(kind, data)).SerializeToString())
+
+    def stream(
+        self, kind: type[Message], handle: Callable[[Any], Iterator[Message]]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A method with one request and many answers."""
+
+        def call(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            try:
+                for message in handle(parse(kind, data)):
+                    yield message.SerializeToString()
+            except Exception as error:
+                self._refuse(error, context)
+
+        return grpc.unary_stream_rpc_method_handler(call)
+
+    def _refuse(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+        if isinstance(error, WrongShardError | StaleEpochError) and error.topology is None:
+            error.topology = self._topology()
+        if not isinstance(error, EmbedstoreError | InvalidArgumentError):
+            log.error("a request failed over a bug", exc_info=error)
+        context.abort_with_status(to_status(error))
+        raise AssertionError("abort_with_status raises")
+
+
+def parse(kind: type[Message], data: bytes) -> Any:
+    """A generated message from bytes; :class:`InvalidArgumentError` naming the message."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgumentError(kind.DESCRIPTOR.name, "malformed message") from error

@@ -1,0 +1,124 @@
+"""What every call of a remote store needs: the shards, the tables' specs, and one error out of several answers.
+
+Specs are remembered, because they decide how ids are split; one that turns out stale is read again. All methods may be
+called from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from embedstore.errors import (
+    EmbedstoreError,
+    GapError,
+    InvalidArgumentError,
+    TableNotFoundError,
+    UnavailableError,
+    WrongShardError,
+)
+from embedstore.interface import StreamState
+from embedstore.peers import Call, Patience, Peers
+from embedstore.spec import TableSpec
+from embedstore.status import Topology
+from embedstore.v1 import admin_pb2
+
+_STALE_SPEC = (TableNotFoundError, WrongShardError, InvalidArgumentError)
+T = TypeVar("T")
+
+
+class Session:
+    """The base of a remote store; see the module."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
+        self._lock = threading.Lock()
+        self._specs: dict[str, TableSpec] = {}
+
+    @property
+    def topology(self) -> Topology:
+        """The shards this store goes by."""
+        return self.peers.topology
+
+    def tables(self) -> dict[str, TableSpec]:
+        """The spec of every table by name."""
+        request = admin_pb2.ListTablesRequest(epoch=self.topology.epoch)
+        data = self.peers.call(0, "ListTables", request.SerializeToString())
+        message = self.decoded(0, admin_pb2.ListTablesResponse.FromString, data)
+        specs = {spec.name: self.decoded(0, TableSpec.from_proto, spec) for spec in message.tables}
+        with self._lock:
+            self._specs = dict(specs)
+        return specs
+
+    def spec(self, table: str) -> TableSpec:
+        """The spec of a table; :class:`TableNotFoundError`."""
+        spec = self._specs.get(table)
+        if spec is None:
+            spec = self.tables().get(table)
+            if spec is None:
+                raise TableNotFoundError(table)
+        return spec
+
+    def forget(self, tables: Iterable[str]) -> None:
+        """Read the specs of these tables again before they are next used."""
+        with self._lock:
+            for table in tables:
+                self._specs.pop(table, None)
+
+    def with_fresh_specs(self, tables: Sequence[str], action: Callable[[], T]) -> T:
+        """Do something that changes nothing; once more if it failed over a spec that is no longer true."""
+        before = [self._specs.get(table) for table in tables]
+        try:
+            return action()
+        except _STALE_SPEC:
+            if not any(before):
+                raise
+            self.forget(tables)
+            known = self.tables()
+            if [known.get(table) for table in tables] == before:
+                raise
+        return action()
+
+    def ask_all(self, method: str, request: Any, kind: Any, patience: Patience | None = None) -> list[Any]:
+        """The same question to every shard; their answers in order."""
+        data = request.SerializeToString()
+        outcomes = self.peers.call_all([Call(s, method, data) for s in range(len(self.peers))], patience)
+        self.raise_worst(outcomes, [])
+        return [self.decoded(shard, kind.FromString, outcome) for shard, outcome in enumerate(outcomes)]
+
+    def answers(self, calls: Sequence[Call]) -> list[bytes]:
+        """The answers of all calls, or the worst error."""
+        outcomes = self.peers.call_all(calls)
+        self.raise_worst(outcomes, [])
+        return [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+
+    def raise_worst(self, outcomes: Sequence[bytes | Exception], streams: Sequence[Mapping[str, StreamState]]) -> None:
+        """Raise what the caller must know first: a refusal, then silence, then a gap with all shards' watermarks."""
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if not errors:
+            return
+        gaps = [error for error in errors if isinstance(error, GapError)]
+        others = [error for error in errors if not isinstance(error, GapError)]
+        if others:
+            if any(isinstance(error, _STALE_SPEC) for error in others):
+                self.forget(list(self._specs))
+            raise min(others, key=lambda error: isinstance(error, UnavailableError))
+        merged: dict[str, set[int]] = defaultdict(set)
+        for gap in gaps:
+            for stream, positions in gap.watermarks.items():
+                merged[stream].update(positions)
+        for states in streams:
+            for stream, state in states.items():
+                merged[stream].update(state.watermarks)
+        raise GapError({stream: sorted(positions) for stream, positions in merged.items()})
+
+    def decoded(self, shard: int, decode: Callable[[Any], T], data: Any) -> T:
+        """An answer read by ``decode``; one that cannot be read is the shard's fault, not the caller's."""
+        try:
+            return decode(data)
+        except (ValueError, DecodeError) as error:
+            raise EmbedstoreError(f"{self.peers.address(shard)}: malformed answer: {error}") from error
