@@ -66,12 +66,18 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for child in self._children.values():
-            if child.process.poll() is None:
-                child.process.terminate()
+        running = [child.process for child in self._children.values() if child.process.poll() is None]
+        for process in running:
+            process.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        for child in self._children.values():
-            _wait_or_kill(child.process, deadline)
+        try:
+            for process in running:
+                _wait_or_kill(process, deadline)
+        finally:
+            # Only a second interrupt leaves anything to do here.
+            for process in running:
+                process.kill()
+                process.wait()
 
     def start(self, name: str, command: Sequence[str]) -> Child:
         """Start a process, or start it again under its old name with its log going on."""

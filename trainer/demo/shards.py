@@ -83,6 +83,10 @@ class Shards:
                 self._note(f"shard {index} is level again {now_s - kill.killed_s:.1f} s after it was killed")
                 del self._open_kills[index]
 
+    def unsettled(self) -> bool:
+        """Whether a killed shard is not level again yet."""
+        return bool(self._open_kills)
+
     def stop(self) -> None:
         """Let every shard write its checkpoint and end."""
         self._fleet.stop(_name(index) for index in range(len(self._ports)) if index not in self._foreign)
