@@ -126,17 +126,15 @@ class Decoder:
         self.set_aside = set_aside or SetAside()
         self._name_hash = NameHashes()
 
-    def decode(
-        self, origin: Origin, positions: Iterable[int], records: Iterable[RawRecord], latest_ms: Iterable[int]
-    ) -> EventBatch:
-        """The events among ``records``, which stand at ``positions`` inside ``origin``.
+    def decode(self, origin: Origin, records: Iterable[tuple[int, RawRecord]], latest_ms: Iterable[int]) -> EventBatch:
+        """The events among ``records``, each with its position inside ``origin``.
 
         Those later than their ``latest_ms``, and everything else that is not a valid event, are set aside.
         """
         kept: list[Fields] = []
         kept_positions: list[int] = []
         set_aside = 0
-        for position, record, latest in zip(positions, records, latest_ms, strict=False):
+        for (position, record), latest in zip(records, latest_ms, strict=False):
             try:
                 fields = _fields_of(record)
                 check_fields(fields, latest)

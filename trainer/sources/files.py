@@ -46,7 +46,11 @@ class EventFile(Protocol):
     num_records: int
 
     def read(self, origin: Origin, decoder: Decoder, latest_ms: int) -> EventBatch:
-        """The records of one range."""
+        """The records of one range, as columns."""
+        ...
+
+    def records(self, begin: int, end: int) -> Iterator[tuple[int, RawRecord]]:
+        """The records of one range, one by one, with their positions; without blank lines."""
         ...
 
     def close(self) -> None:
@@ -147,8 +151,11 @@ class JsonLines:
 
     def read(self, origin: Origin, decoder: Decoder, latest_ms: int) -> EventBatch:
         """See :class:`EventFile`."""
-        records = _without_blanks(origin.begin, self._lines.read(origin.begin, origin.end), _json_record)
-        return decoder.decode(origin, *records, repeat(latest_ms))
+        return decoder.decode(origin, self.records(origin.begin, origin.end), repeat(latest_ms))
+
+    def records(self, begin: int, end: int) -> Iterator[tuple[int, RawRecord]]:
+        """See :class:`EventFile`."""
+        return _records(begin, self._lines.read(begin, end), _json_record)
 
     def close(self) -> None:
         """See :class:`EventFile`."""
@@ -160,13 +167,14 @@ def _json_record(line: bytes) -> RawRecord:
     return line if line.startswith(b"{") else InvalidArgumentError("json", f"not an object: {line[:40]!r}")
 
 
-def _without_blanks(
+def _records(
     begin: int, lines: list[bytes | None], record_of: Callable[[bytes], RawRecord]
-) -> tuple[list[int], Iterator[RawRecord]]:
-    positions = [begin + k for k, line in enumerate(lines) if line is None or (line and not line.isspace())]
-    too_long = InvalidArgumentError("record", f"over the limit of {RECORD_BYTES_MAX} bytes")
-    kept = (lines[position - begin] for position in positions)
-    return positions, (too_long if line is None else record_of(line) for line in kept)
+) -> Iterator[tuple[int, RawRecord]]:
+    for position, line in enumerate(lines, begin):
+        if line is None:
+            yield position, InvalidArgumentError("record", f"over the limit of {RECORD_BYTES_MAX} bytes")
+        elif line and not line.isspace():
+            yield position, record_of(line)
 
 
 class CsvLines:
@@ -193,8 +201,11 @@ class CsvLines:
 
     def read(self, origin: Origin, decoder: Decoder, latest_ms: int) -> EventBatch:
         """See :class:`EventFile`."""
-        lines = self._lines.read(origin.begin + 1, origin.end + 1)
-        return decoder.decode(origin, *_without_blanks(origin.begin, lines, self._record), repeat(latest_ms))
+        return decoder.decode(origin, self.records(origin.begin, origin.end), repeat(latest_ms))
+
+    def records(self, begin: int, end: int) -> Iterator[tuple[int, RawRecord]]:
+        """See :class:`EventFile`."""
+        return _records(begin, self._lines.read(begin + 1, end + 1), self._record)
 
     def _record(self, line: bytes) -> RawRecord:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 from embedstore.errors import InvalidArgumentError, StreamPositionError
 from embedstore.ids import hash_ids
 from embedstore.interface import Origin
-from trainer.decoding import Decoder
-from trainer.events import KEY_BYTES_MAX, NAME_BYTES_MAX, EventBatch
+from trainer.decoding import Decoder, RawRecord
+from trainer.events import KEY_BYTES_MAX, NAME_BYTES_MAX, EventBatch, Fields
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ROWS_PER_READ = 16384
 BLOCK_BYTES = 1 << 20
 COLUMNS = {
@@ -91,6 +93,13 @@ class ParquetEvents:
             decoder.set_aside.report(origin.stream, origin.begin + row, problem)
         return _batch(origin, columns, np.flatnonzero(~problems.bad), len(problems.found))
 
+    def records(self, begin: int, end: int) -> Iterator[tuple[int, RawRecord]]:
+        """See :class:`trainer.sources.files.EventFile`."""
+        for part in self._rows(begin, end):
+            for row in part.to_pylist():
+                yield begin, _fields(row)
+                begin += 1
+
     def _rows(self, begin: int, end: int) -> Iterator[pa.RecordBatch]:
         while begin < end:
             chunk = self._chunk_at(begin)
@@ -116,6 +125,15 @@ class ParquetEvents:
         self._chunk = None
         self._chunks = iter(())
         self._file.close()
+
+
+def _fields(row: dict[str, Any]) -> Fields:
+    event_time = row["event_time_ms"]
+    if isinstance(event_time, datetime):
+        aware = event_time if event_time.tzinfo else event_time.replace(tzinfo=UTC)
+        row["event_time_ms"] = (aware - EPOCH) // timedelta(milliseconds=1)
+    row["surface"] = row.get("surface") or ""
+    return Fields(**row)
 
 
 def _digest(file: Any) -> str:
