@@ -131,6 +131,11 @@ class TableSet:
         """Chunks that fell back at the start."""
         return 0
 
+    def as_of_ms(self, now_ms: int) -> int:
+        """The moment of a leader's clock of which everything is here; 0: incomplete. A set that takes writes itself is
+        as of ``now_ms``."""
+        return now_ms
+
     # -- tables and dense sets
 
     def check_open(self) -> None:
