@@ -11,6 +11,7 @@ import typer
 from embedstore.errors import EmbedstoreError, InvalidArgumentError
 
 COMMANDS = {
+    "demo": ("trainer.demo.command", "Watch shards, a follower and a trainer learn from a live stream."),
     "convert": ("trainer.convert", "Turn a data set into an event file."),
     "produce": ("trainer.produce", "Send an event file to a Kafka topic."),
 }

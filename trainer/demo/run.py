@@ -25,7 +25,7 @@ from trainer.demo.result import DemoResult, percentile
 from trainer.demo.script import Script, make_script
 from trainer.demo.shards import READY, Shards, embedstore_command
 from trainer.demo.view import Snapshot, View
-from trainer.demo.watch import Watch
+from trainer.demo.watch import Numbers, Watch
 from trainer.sources.world import WorldSpec
 
 NUM_SHARDS = 2
@@ -84,7 +84,6 @@ class _Demo:
         self._follower_address = f"127.0.0.1:{free_ports(1)[0]}"
         self._metrics = MetricsTail(options.out / "metrics.jsonl")
         self._killed = options.kill_shard_at_s is None
-        self._stopping = False
 
     def start(self) -> None:
         """Everything up to the first event."""
@@ -129,11 +128,9 @@ class _Demo:
     def finish(self) -> DemoResult:
         """Stop everything in order and put the numbers together."""
         self._view.note("stopping")
-        self._stopping = True
         if self._fleet.returncode("trainer") is None:
             self._fleet.stop(["trainer"])
-        time.sleep(TICK_S)
-        numbers = self._watch.latest()
+        numbers = self._last_numbers()
         unseen = self._probe.waiting()
         self._probe.stop()
         self._watch.stop()
@@ -167,6 +164,12 @@ class _Demo:
         )
         _check(result, script.events)
         return result
+
+    def _last_numbers(self) -> Numbers:
+        """Answers that were asked for after this call began."""
+        rounds = self._watch.latest().rounds + 2
+        wait_until("the last numbers", lambda: self._watch.latest().rounds >= rounds, LEVEL_TIMEOUT_S, lambda: None)
+        return self._watch.latest()
 
     def _make_script(self, margin_s: float) -> Script:
         options = self._options

@@ -20,14 +20,15 @@ EPOCH = 1
 
 @dataclass(frozen=True)
 class Numbers:
-    """The last answers. ``applied``: lowest watermark of each stream over all shards; empty while a shard is away."""
+    """The last answers. ``applied``: lowest watermark of each stream over all shards; empty while a shard is away.
+    ``rounds``: how often everybody has been asked."""
 
     applied: Mapping[str, int] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     follower_rows: Mapping[str, int] = field(default_factory=dict)
     follower_age_s: float | None = None
     follower_reconnects: int = 0
-    shards_answering: int = 0
+    rounds: int = 0
 
 
 class Watch:
@@ -73,7 +74,7 @@ class Watch:
             follower_reconnects=sum(leader.reconnects for leader in follower.leaders)
             if follower
             else last.follower_reconnects,
-            shards_answering=len(answers),
+            rounds=last.rounds + 1,
         )
 
 
