@@ -1,0 +1,386 @@
+"""The online trainer: poll, score, pull, learn, push; cut and commit now and then; recover by replaying.
+
+The store, the dense weights and the trainer's own state each know up to where they have taken in a stream, and each
+takes from a batch only what it lacks. So the order inside a step is: whatever can be refused (the push) comes first,
+then everything of this process moves on together. See DESIGN words in ARCHITECTURE.md for holder, watermark and cut.
+
+One thread runs a trainer; :meth:`Trainer.stop` may be called from anywhere, signal handlers included.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from embedstore import hash_ids
+from embedstore.errors import (
+    DenseSetNotFoundError,
+    GapError,
+    StaleDenseSetError,
+    StreamPositionError,
+    UnavailableError,
+)
+from trainer.catalog import Catalog
+from trainer.history import HistoryStore
+from trainer.learner import Learner
+from trainer.metrics import Metrics, Rate
+from trainer.positions import Replay, committable, replays
+from trainer.state import TrainerState
+
+if TYPE_CHECKING:
+    from embedstore.interface import Store
+    from trainer.config import Settings
+    from trainer.events import EventBatch
+    from trainer.history import Window
+    from trainer.sources import Source
+
+log = logging.getLogger("embedtrain")
+T = TypeVar("T")
+LEVEL_ATTEMPTS_MAX = 100
+
+
+class Stopped(Exception):  # noqa: N818
+    """Somebody asked the trainer to stop while it waited."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The clocks of a run: unix milliseconds, and monotonic seconds."""
+
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    monotonic_s: Callable[[], float] = time.monotonic
+
+
+class Trainer:
+    """See the module. ``durable_store``: the store is of this process and is made durable with every cut; otherwise
+    its shards look after that themselves. ``state_dir`` None: a run that leaves nothing behind but the store."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        source: Source,
+        *,
+        state_dir: Path | None,
+        durable_store: bool,
+        device: str = "cpu",
+        score_from_ms: int = 0,
+        clock: Clock | None = None,
+        on_report: Callable[[dict[str, Any]], None] = lambda report: None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.source = source
+        self.clock = clock or Clock()
+        self._durable_store = durable_store
+        self._on_report = on_report
+        self._state_dir = state_dir
+        self._stop = threading.Event()
+        torch.manual_seed(settings.train.seed)
+        torch.set_num_threads(settings.run.threads)
+        target = torch.device(device)
+        self.catalog = Catalog(
+            settings.model.dim, settings.model.half_lives_s, items_max=settings.run.items_max, device=target
+        )
+        self.rng = np.random.Generator(np.random.PCG64(settings.train.seed))
+        self.learner = Learner(settings, self.catalog, target, self.rng)
+        self.metrics = Metrics(score_from_ms=score_from_ms)
+        self.history = HistoryStore(
+            None if state_dir is None else state_dir / "histories",
+            length=settings.model.length,
+            users_max=settings.run.users_max,
+        )
+        self.state = TrainerState(settings, self.learner, self.catalog, self.metrics, self.history, self.rng)
+        self._positive = hash_ids(list(settings.train.positive_actions))
+        self.positions: dict[str, int] = {}
+        self.dense_positions: dict[str, int] = {}
+        self.replayed_events = 0
+        self._pushed_to: dict[str, int] = {}
+        self._rate = Rate(self.clock.monotonic_s())
+        self._latest_event_ms = 0
+
+    def stop(self) -> None:
+        """Finish the batch at hand, write a cut and return from :meth:`run`."""
+        self._stop.set()
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self, max_events: int | None = None) -> dict[str, Any]:
+        """Train until the source is exhausted, ``max_events`` more events are learnt or somebody says stop.
+
+        Returns the summary. StaleGenerationError: a newer trainer has taken over.
+        """
+        run = self.settings.run
+        try:
+            self._recover()
+            self._rate = Rate(self.clock.monotonic_s())
+            cut_s = report_s = self.clock.monotonic_s()
+            while not self._stop.is_set() and (max_events is None or self._rate.events < max_events):
+                wanted = self.settings.train.batch_events
+                if max_events is not None:
+                    wanted = min(wanted, max_events - self._rate.events)
+                batch = self.source.poll(wanted, run.poll_timeout_s)
+                if batch is None:
+                    break
+                if batch.origins:
+                    self._take(batch)
+                now_s = self.clock.monotonic_s()
+                if now_s - cut_s >= run.cut_interval_s:
+                    self.cut()
+                    cut_s = self.clock.monotonic_s()
+                if now_s - report_s >= run.report_interval_s:
+                    report_s = now_s
+                    self._on_report(self.report())
+        except Stopped:
+            log.warning("stopped while the store was away; the last batch was not learnt")
+        self._finish()
+        return self.report()
+
+    def _take(self, batch: EventBatch) -> None:
+        try:
+            self._step(batch)
+            self._rate.add(len(batch), self.clock.monotonic_s())
+        except GapError as gap:
+            log.warning("%s; reading again", gap)
+            self._level()
+
+    def _step(self, batch: EventBatch) -> None:
+        """Learn one batch whose origins cross nobody's position."""
+        own = all(origin.begin >= self.positions[origin.stream] for origin in batch.origins)
+        dense = all(origin.begin >= self.dense_positions[origin.stream] for origin in batch.origins)
+        stored = all(origin.end <= self._pushed_to.get(origin.stream, 0) for origin in batch.origins)
+        window = self.history.extend(batch, self.positions)
+        if dense or not stored:
+            self._learn(batch, window, score=own and not stored, dense=dense)
+        elif len(batch):
+            self.catalog.make_room(len(batch))
+        if own:
+            self.catalog.note(self.catalog.locate(batch.item_ids), batch.event_time_ms)
+            self.metrics.totals.events += len(batch)
+            self.metrics.totals.set_aside += batch.set_aside
+            self.metrics.totals.unscored += len(self._tests(batch, window)) if stored else 0
+            self._latest_event_ms = max(self._latest_event_ms, int(batch.event_time_ms.max(initial=0)))
+        for origin in batch.origins:
+            for positions in (self.positions, self.dense_positions):
+                positions[origin.stream] = max(positions[origin.stream], origin.end)
+
+    def _learn(self, batch: EventBatch, window: Window, *, score: bool, dense: bool) -> None:
+        if not len(batch):
+            self._persist(lambda: self.store.push({}, origins=batch.origins))
+            return
+        prediction = self._persist(lambda: self.learner.predict(self.store, batch, window))
+        tests = self._tests(batch, window) if score else np.zeros(0, np.int64)
+        ranks = self.learner.rank(prediction, tests)
+        learnt = self.learner.learn(prediction, np.flatnonzero(self._learnable(batch, window)))
+        event_time_ms = int(batch.event_time_ms.max())
+        self._persist(lambda: self.store.push(learnt.pushes, origins=batch.origins, event_time_ms=event_time_ms))
+        self.catalog.mark_stale(prediction.used_U)
+        if learnt.loss is not None:
+            if dense and learnt.pushes:
+                self.learner.step()
+            if score:
+                self.metrics.learnt(learnt.loss)
+        if len(tests):
+            self.metrics.tested(ranks, batch.event_time_ms[tests])
+
+    def _learnable(self, batch: EventBatch, window: Window) -> np.ndarray:
+        usable: np.ndarray = window.lengths > 0
+        if len(self._positive):
+            usable = usable & np.isin(batch.actions, self._positive)
+        return usable
+
+    def _tests(self, batch: EventBatch, window: Window) -> np.ndarray:
+        opens_session = (batch.session_ids != 0) & ~window.session_seen
+        return np.flatnonzero(self._learnable(batch, window) & ~opens_session)
+
+    def _persist(self, call: Callable[[], T]) -> T:
+        """Repeat a store call until its shards are back; safe, because a repeated push is recognised."""
+        pause_s = 0.1
+        while True:
+            try:
+                return call()
+            except UnavailableError as problem:
+                log.warning("%s; trying again in %.1f s", problem, pause_s)
+            if self._stop.wait(pause_s):
+                raise Stopped
+            pause_s = min(2 * pause_s, self.settings.run.retry_max_s)
+
+    # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Take over the streams and bring the store, the dense weights and this process to one position."""
+        firsts = self.source.streams()
+        cut = self.state.load(self._state_dir)
+        for stream, first in firsts.items():
+            self._persist(lambda s=stream, p=first: self.store.open_stream(s, p))  # type: ignore[misc]
+        published = self._published()
+        if cut is None and published is not None:
+            self.learner.load_dense(published.tensors)
+        dense = dict(published.position if cut is None and published is not None else cut or {})
+        if cut is not None and published is not None and _ahead(published.position, cut):
+            log.warning("the published dense weights are ahead of the cut; going on with them")
+            self.learner.load_dense(published.tensors)
+            dense = dict(published.position)
+        for stream, first in firsts.items():
+            self.dense_positions[stream] = max(first, dense.get(stream, first))
+            back = max(first, self.dense_positions[stream] - self.settings.run.rebuild_events)
+            self.positions[stream] = max(first, cut[stream]) if cut is not None and stream in cut else back
+        if cut is None:
+            self._know_stored_items()
+        self.history.commit(committable(self.positions, self._persist(self.store.watermarks)))
+        self._level()
+
+    def _published(self) -> Any:
+        try:
+            return self._persist(lambda: self.store.get_dense(self.settings.run.dense_set))
+        except DenseSetNotFoundError:
+            return None
+
+    def _know_stored_items(self) -> None:
+        """A trainer that has lost its state knows at least which items have rows."""
+        for ids, _ in self.store.scan(self.settings.tables.items):
+            self.catalog.make_room(len(ids))
+            self.catalog.locate(np.sort(ids))
+
+    def _level(self) -> None:
+        """Replay until all holders stand at the same positions, and go on from there."""
+        for _ in range(LEVEL_ATTEMPTS_MAX):
+            self.catalog.mark_stale()
+            states = self._persist(self.store.watermarks)
+            self._pushed_to = {stream: max(state.watermarks, default=state.applied) for stream, state in states.items()}
+            plan = replays(states, self.positions, self.dense_positions, self.positions)
+            self._check_ends(plan)
+            self.source.seek({stream: self.positions[stream] for stream in self.positions})
+            try:
+                for replay in plan:
+                    self._replay(replay)
+                return
+            except GapError as gap:
+                log.warning("%s; reading again", gap)
+        raise RuntimeError(f"the store refused {LEVEL_ATTEMPTS_MAX} replays in a row")
+
+    def _check_ends(self, plan: list[Replay]) -> None:
+        ends = self.source.ends()
+        for replay in plan:
+            end = ends.get(replay.stream)
+            if end is not None and replay.end > end:
+                raise StreamPositionError(replay.stream, replay.end, f"the log ends at {end}")
+
+    def _replay(self, replay: Replay) -> None:
+        log.info("reading %s again: %d to %d", replay.stream, replay.begin, replay.end)
+        with self._histories_from(replay):
+            self.source.seek({replay.stream: replay.begin})
+            for batch in self._read(replay.stream, replay.begin, replay):
+                self._step(batch)
+                self.replayed_events += len(batch)
+
+    def _histories_from(self, replay: Replay) -> _Histories:
+        """The trainer's histories, or, where they do not reach back far enough, some read back from the log."""
+        if replay.begin >= self.history.committed(replay.stream) or replay.begin >= self.positions[replay.stream]:
+            return _Histories(self, self.history)
+        begin = max(self.source.streams()[replay.stream], replay.begin - self.settings.run.rebuild_events)
+        log.info("reading histories back from %d of %s", begin, replay.stream)
+        short = HistoryStore(None, length=self.settings.model.length, users_max=self.settings.run.users_max)
+        self.source.seek({replay.stream: begin})
+        if begin < replay.begin:
+            for batch in self._read(replay.stream, begin, Replay(replay.stream, (begin, replay.begin))):
+                short.extend(batch)
+        return _Histories(self, short)
+
+    def _read(self, stream: str, position: int, replay: Replay) -> Any:
+        while position < replay.end:
+            if self._stop.is_set():
+                raise Stopped
+            batch = self.source.poll(
+                self.settings.train.batch_events,
+                self.settings.run.poll_timeout_s,
+                only=stream,
+                stop_at={stream: replay.stop_after(position)},
+            )
+            if batch is None:
+                raise StreamPositionError(stream, replay.end, f"the log ends at {position}")
+            for origin in batch.origins:
+                position = origin.end
+            if batch.origins:
+                yield batch
+
+    # -- cut and commit ----------------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """Make the store durable where that is ours to do, write the cut, publish the dense weights, commit."""
+        if self._durable_store:
+            self.store.checkpoint()
+        if self._state_dir is not None:
+            self.state.save(self._state_dir, self.positions)
+        try:
+            self.store.put_dense(self.settings.run.dense_set, self.learner.dense(), self.dense_positions)
+            states = self.store.watermarks()
+        except StaleDenseSetError as problem:
+            log.warning("dense weights not published: %s", problem)
+            states = self.store.watermarks()
+        except UnavailableError as problem:
+            log.warning("dense weights not published, nothing committed: %s", problem)
+            return
+        done = committable(self.positions, states)
+        self.source.commit(done)
+        self.history.commit(done)
+
+    def _finish(self) -> None:
+        """The last cut. A stream is left only when every shard has made it durable."""
+        try:
+            self.store.checkpoint()
+        except UnavailableError as problem:
+            log.warning("left without a last checkpoint: %s", problem)
+        self.cut()
+        self._on_report(self.report())
+
+    def close(self) -> None:
+        """Release the histories; the store and the source are the caller's."""
+        self.history.close()
+
+    def report(self) -> dict[str, Any]:
+        """Everything measured so far, as JSON values."""
+        now_s = self.clock.monotonic_s()
+        lag = self.source.lag_records()
+        return {
+            "time_ms": self.clock.wall_ms(),
+            **self.metrics.scored(),
+            **self.metrics.window(),
+            "run_events": self._rate.events,
+            "replayed_events": self.replayed_events,
+            "events_per_s": self._rate.overall(now_s),
+            "window_events_per_s": self._rate.recent(now_s),
+            "run_s": now_s - self._rate.start_s,
+            "lag_records": sum(lag.values()),
+            "lag_s": (self.clock.wall_ms() - self._latest_event_ms) / 1000.0 if self._latest_event_ms else None,
+            "items": len(self.catalog),
+            "users_in_memory": len(self.history),
+            "positions": dict(self.positions),
+        }
+
+
+class _Histories:
+    """While it is entered, the trainer reads its users' past from ``history``."""
+
+    def __init__(self, trainer: Trainer, history: HistoryStore) -> None:
+        self._trainer, self._history, self._own = trainer, history, trainer.history
+
+    def __enter__(self) -> None:
+        self._trainer.history = self._history
+
+    def __exit__(self, *error: object) -> None:
+        self._trainer.history = self._own
+
+
+def _ahead(published: Mapping[str, int], cut: Mapping[str, int]) -> bool:
+    return all(published.get(stream, -1) >= position for stream, position in cut.items()) and dict(published) != dict(
+        cut
+    )
