@@ -12,37 +12,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A unit imports lower ranks only; inside a package there is no order.
-RANKS = {
-    "errors": 0,
-    "v1": 0,
-    "ids": 1,
-    "spec": 1,
-    "_native": 1,
-    "interface": 2,
-    "protowire": 2,
-    "table": 3,
-    "dense": 3,
-    "segments": 3,
-    "manifest": 3,
-    "checkpoint": 4,
-    "origins": 4,
-    "table_set": 4,
-    "writing": 4,
-    "store": 5,
-    "placement": 6,
-    "wire": 6,
-    "status": 6,
-    "messages": 6,
-    "peers": 7,
-    "client_streams": 7,
-    "batches": 7,
-    "session": 7,
-    "client": 8,
-    "nn": 7,
-    "server": 9,
-    "cli": 10,
-}
+LAYERS = (
+    {"_native", "dense", "errors", "ids", "interface", "protowire", "spec", "v1"},
+    {"table"},
+    {"checkpoint", "manifest", "segments"},
+    {"origins", "store", "table_set", "writing"},
+    {"messages", "placement", "status", "wire"},
+    {"batches", "client", "client_streams", "nn", "peers", "session"},
+    {"server"},
+    {"cli"},
+)
+"""From the bottom up: a unit imports its own layer (without cycles) and those below."""
+
+RANKS = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 CONFINED = {"torch": {"nn"}, "pydantic": {"cli"}, "pydantic_settings": {"cli"}, "rich": {"cli"}, "typer": {"cli"}}
 
 
@@ -74,6 +56,14 @@ def unit_of(path: Path) -> str:
     return path.relative_to(ROOT / "embedstore").parts[0].removesuffix(".py")
 
 
+def units_used(path: Path) -> Iterator[tuple[int, str]]:
+    """The other layers' modules that a file of embedstore imports, with the line."""
+    for line, name in imports_of(path, package_of(path)):
+        top, _, rest = name.partition(".")
+        if top == "embedstore" and rest.split(".")[0] in RANKS:
+            yield line, rest.split(".")[0]
+
+
 def package_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).parent.parts)
 
@@ -84,13 +74,19 @@ def test_layers_import_downward_only(path: Path) -> None:
     if unit == "__init__":
         return
     assert unit in RANKS, f"{unit} has no place among the layers"
-    for line, name in imports_of(path, package_of(path)):
-        if not name.startswith("embedstore."):
-            continue
-        other = name.split(".")[1]
-        if other in RANKS:
-            allowed = other == unit or RANKS[other] < RANKS[unit]
-            assert allowed, f"{path}:{line}: {unit} may not import {other}"
+    for line, other in units_used(path):
+        assert RANKS[other] <= RANKS[unit], f"{path}:{line}: {unit} may not import {other}"
+
+
+def test_no_two_units_need_each_other() -> None:
+    uses: dict[str, set[str]] = {}
+    for path in modules("embedstore"):
+        uses.setdefault(unit_of(path), set()).update(other for _, other in units_used(path))
+    del uses["__init__"]
+    while leaves := [unit for unit, others in uses.items() if not others & uses.keys() - {unit}]:
+        for unit in leaves:
+            del uses[unit]
+    assert not uses, f"a cycle among {sorted(uses)}"
 
 
 @pytest.mark.parametrize("path", modules("embedstore"), ids=lambda path: str(path.relative_to(ROOT)))
