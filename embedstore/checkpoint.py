@@ -5,8 +5,8 @@ What must always hold:
 - a segment is synced, name included, before the manifest names it; the manifest moves in one batch. So the manifest on
   disk is always sound, and whatever fails before that batch changes nothing;
 - the record of a chunk (cursor, watermarks, clock, blobs) never claims more than its blobs hold: watermarks are read
-  before the versions that decide whether the chunk changed, and a cursor before the delta that is written for it. A
-  chunk that goes on changing meanwhile is written again from there next time, which a delta allows;
+  before the versions that decide whether the chunk changed. So those of a clean chunk hold for the rows that its blobs
+  have, and those of a dirty one are at or below the ones inside its delta, which count when it is read back;
 - records change only under ``_mutex`` and only after their manifest is durable; one checkpoint runs at a time.
 """
 
@@ -39,7 +39,7 @@ from embedstore.segments import (
     sync_directory,
 )
 from embedstore.spec import TableSpec
-from embedstore.table import Table
+from embedstore.table import Table, delta_info
 from embedstore.v1 import manifest_pb2, sync_pb2
 
 DELTAS_MAX = 64
@@ -323,10 +323,11 @@ class Checkpointer:
             blobs = old.blobs
             clean = (incarnation, version) == (old.incarnation, old.version)
             if not clean or any(blob.segment in sparse for blob in blobs):
-                if _needs_base(blobs, sparse):
-                    blobs = (writer.append(table.delta(old.chunk)),)
-                else:
-                    blobs = (*blobs, writer.append(table.delta(old.chunk, old.incarnation, old.version)))
+                cursor = (0, 0) if _needs_base(blobs, sparse) else (old.incarnation, old.version)
+                delta = table.delta(old.chunk, *cursor)
+                info = delta_info(delta)
+                incarnation, version = info.incarnation, info.to_version
+                blobs = (writer.append(delta),) if info.full else (*blobs, writer.append(delta))
             passed.append(ChunkRecord(old.chunk, incarnation, version, clock_ms, watermarks[old.chunk], blobs))
         return tuple(passed)
 

@@ -29,6 +29,7 @@ from embedstore.v1 import manifest_pb2
 CLIENT_PREFIX = "client/"
 ORIGINS_PER_PUSH_MAX = 4096
 STREAMS_MAX = 1 << 16
+CLIENT_STREAMS_MAX = 1024
 GENERATION_MAX = 2**63 - 1
 
 Watermarks = Mapping[str, int]
@@ -134,6 +135,24 @@ class Streams:
                     raise LimitError("streams", len(self._known) + 1, STREAMS_MAX)
                 self._known[name] = Stream(name, begin, begin if position is None else position, generation)
             return self._known[name]
+
+    def used(self, name: str) -> bool:
+        """Whether a client's own stream is known; if so, it is the one used last."""
+        with self._mutex:
+            stream = self._known.pop(name, None)
+            if stream is not None:
+                self._known[name] = stream
+            return stream is not None
+
+    def add_client(self, name: str) -> list[str]:
+        """Make a client's own stream known; returns those that aged out for it, least recently used first."""
+        with self._mutex:
+            clients = [] if name in self._known else [known for known in self._known if is_client(known)]
+            idle = clients[: max(len(clients) + 1 - CLIENT_STREAMS_MAX, 0)]
+            for old in idle:
+                del self._known[old]
+            self._known.setdefault(name, Stream(name, 0, 0))
+            return idle
 
     def next_generation(self, name: str, generation: int) -> int:
         """The generation that a new writer takes: ``generation``, or the one after the present when that is 0."""

@@ -1,7 +1,7 @@
 """Segment files: blobs end to end behind a small header, written once, synced, never changed.
 
 docs/formats/checkpoint.md has the bytes. A directory of segments belongs to one process (the manifest's lock sees to
-that). A segment that the manifest does not name is garbage: a checkpoint that did not get as far as its manifest left it.
+that). A segment that the manifest does not name is garbage that an unfinished checkpoint left.
 """
 
 from __future__ import annotations

@@ -52,15 +52,18 @@ class WritableTables(TableSet):
         check_origins(origins)
         self._open_client_streams(origins)
         with self._streams.gate.shared():
-            pushes = {name: self._checked_push(name, p, event_time_ms) for name, p in check_tables(tables).items()}
             now_ms = self._clock_ms()
+            pushes = {
+                name: self._checked_push(name, value, event_time_ms, now_ms)
+                for name, value in check_tables(tables).items()
+            }
 
             def apply(table: Table) -> None:
                 push = pushes.get(table.spec.name)
                 if push is None:
                     table.push(_NO_IDS, _no_rows(table), now_ms=now_ms, origins=origins)
                 else:
-                    table.push(push.ids, push.grads, now_ms=now_ms, origins=origins, **push.options)
+                    table.push(push.ids, push.grads, origins=origins, validated=True, **push.options)
 
             if origins:
                 return self._with_origins(origins, generations, apply)
@@ -69,7 +72,7 @@ class WritableTables(TableSet):
         self.notify()
         return PushResult()
 
-    def _checked_push(self, name: str, value: Any, event_time_ms: int | None) -> _Push:
+    def _checked_push(self, name: str, value: Any, event_time_ms: int | None, now_ms: int) -> _Push:
         table = self.table(name)
         if not isinstance(value, TablePush):
             if not isinstance(value, tuple) or len(value) != 2:
@@ -78,7 +81,7 @@ class WritableTables(TableSet):
         ids = as_ids(value.ids, f"{name}.ids")
         grads = as_rows(value.grads, len(ids), table.spec.dim, f"{name}.grads")
         times = event_time_ms if value.event_times_ms is None else value.event_times_ms
-        options = {"counts": value.counts, "event_times_ms": times, "lr": value.lr}
+        options = {"now_ms": now_ms, "counts": value.counts, "event_times_ms": times, "lr": value.lr}
         table.validate_push(ids, grads, **options)
         return _Push(table, ids, grads, options)
 
@@ -161,15 +164,18 @@ class WritableTables(TableSet):
         return PushResult()
 
     def _open_client_streams(self, origins: Sequence[Origin]) -> None:
-        """A client's own stream opens with its first request, at that request's number."""
+        """A client's own stream opens with its first request; the one that was idle for longest may have to go."""
         self.check_open()
         for origin in origins:
-            if not is_client(origin.stream) or self._streams.knows(origin.stream):
+            if not is_client(origin.stream) or self._streams.used(origin.stream):
                 continue
             with self._streams.gate.alone():
                 self.check_open()
-                self._streams.add(origin.stream, 0)
-                for table in self.table_map().values():
+                tables = self.table_map().values()
+                for idle in self._streams.add_client(origin.stream):
+                    for table in tables:
+                        table.forget_stream(idle)
+                for table in tables:
                     table.open_stream(origin.stream, 0)
 
     def _mend(self, origin: Origin, tables: Sequence[Table]) -> int:

@@ -116,6 +116,11 @@ def learn(row: ModelRow, grad: np.ndarray, spec: TableSpec, lr: float) -> None:
     row.embedding = row.embedding.astype(np.float32)
 
 
+def check_time(event_time_ms: int | None) -> None:
+    if event_time_ms is not None:
+        check_position("event_time_ms", event_time_ms)
+
+
 class ModelStore:
     """See the module. ``num_chunks`` of a spec matters only because each chunk has a clock of its own."""
 
@@ -181,9 +186,8 @@ class ModelStore:
         generations: Mapping[str, int] | None = None,
     ) -> PushResult:
         self._check_open()
+        check_time(event_time_ms)
         pushes = {name: self._checked_push(name, value, event_time_ms) for name, value in tables.items()}
-        if event_time_ms is not None and event_time_ms < 0:
-            raise InvalidArgumentError("event_time_ms", "must not be negative")
         if len({origin.stream for origin in origins}) != len(origins):
             raise InvalidArgumentError("origins", "a stream comes twice")
         if not origins:
@@ -211,8 +215,7 @@ class ModelStore:
         values = as_rows(rows, len(keys), model.spec.dim, f"{table}.rows")
         if not np.isfinite(values).all():
             raise InvalidArgumentError(f"{table}.rows", "not finite")
-        if event_time_ms is not None and event_time_ms < 0:
-            raise InvalidArgumentError("event_time_ms", "must not be negative")
+        check_time(event_time_ms)
         for key, value in zip(keys, values, strict=True):
             row = self._touch(model, key, event_time_ms)
             row.embedding = value.copy()
@@ -346,6 +349,8 @@ class ModelStore:
         )
 
     def _checked_push(self, name: str, value: Any, event_time_ms: int | None) -> tuple[TablePush, list[int | None]]:
+        if not isinstance(value, TablePush) and (not isinstance(value, tuple) or len(value) != 2):
+            raise InvalidArgumentError(name, "must be a TablePush or a pair")
         push = value if isinstance(value, TablePush) else TablePush(*value)
         table = self._table(name)
         ids = as_ids(push.ids, f"{name}.ids")
