@@ -1,0 +1,148 @@
+#include <algorithm>
+#include <cstring>
+
+#include "native/chunk.h"
+
+namespace embedstore {
+namespace {
+
+void write_row(const DeltaView& delta, size_t i, const ChunkConfig& config, Rows& rows, uint32_t row) noexcept {
+  RowHeader& header = rows.header(row);
+  header.first_seen_s = delta.first_seen_s(i);
+  header.last_seen_s = delta.last_seen_s(i);
+  header.updates = delta.updates(i);
+  std::memcpy(rows.embedding(row), delta.embedding(i), sizeof(float) * config.dim);
+  if (!config.embeddings_only)
+    std::memcpy(rows.state(row), delta.state(i), sizeof(float) * delta.header().state_floats);
+  rows.set_version(row, delta.version(i));
+}
+
+void read_rows(const Rows& rows, const std::vector<uint32_t>& numbers, const DeltaHeader& header,
+               DeltaBytes& out) noexcept {
+  const DeltaLayout& at = out.layout();
+  const size_t embedding_bytes = sizeof(float) * header.dim;
+  const size_t state_bytes = sizeof(float) * header.state_floats;
+  constexpr size_t kAhead = 8;
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    if (i + kAhead < numbers.size())
+      rows.prefetch<0>(numbers[i + kAhead], sizeof(RowHeader) + embedding_bytes + state_bytes);
+    const uint32_t row = numbers[i];
+    const RowHeader& meta = rows.header(row);
+    store_at<uint64_t>(out.column(at.ids), i, meta.id());
+    store_at<uint64_t>(out.column(at.versions), i, rows.version(row));
+    store_at<uint32_t>(out.column(at.first_seen), i, meta.first_seen_s);
+    store_at<uint32_t>(out.column(at.last_seen), i, meta.last_seen_s);
+    store_at<uint32_t>(out.column(at.updates), i, meta.updates);
+    std::memcpy(out.column(at.embeddings + i * embedding_bytes), rows.embedding(row), embedding_bytes);
+    if (state_bytes != 0) std::memcpy(out.column(at.states + i * state_bytes), rows.state(row), state_bytes);
+  }
+}
+
+}  // namespace
+
+bool Chunk::can_continue(const Cursor& cursor) const noexcept {
+  if (cursor.incarnation == 0 || cursor.version == 0 || cursor.version < contents_.tombstones.horizon()) return false;
+  return (cursor.incarnation == incarnation && cursor.version <= version) ||
+         (cursor.incarnation == parent.incarnation && cursor.version <= parent.version);
+}
+
+DeltaBytes Chunk::delta(uint32_t chunk, const Cursor& since, bool embeddings_only) const {
+  const uint64_t from = can_continue(since) ? since.version : 0;
+  std::vector<uint32_t> numbers;
+  std::vector<Tombstone> removed;
+  if (from < version) {
+    if (from == 0) numbers.reserve(contents_.rows.size());
+    contents_.rows.changed_since(from, numbers);
+    if (from != 0) contents_.tombstones.since(from, removed);
+  }
+  DeltaHeader header;
+  header.embeddings_only = embeddings_only;
+  header.chunk = chunk;
+  header.num_chunks = config_.num_chunks;
+  header.dim = config_.dim;
+  if (!embeddings_only) {
+    header.state_floats = config_.optimizer.state_floats(config_.dim);
+    header.optimizer = static_cast<uint32_t>(config_.optimizer.kind);
+  }
+  header.incarnation = incarnation;
+  header.parent_incarnation = parent.incarnation;
+  header.branch_version = parent.version;
+  header.from_version = from;
+  header.to_version = version;
+  header.clock_ms = clock_ms;
+  header.num_rows = numbers.size();
+  header.num_tombstones = removed.size();
+  DeltaBytes out(header, *watermarks);
+  read_rows(contents_.rows, numbers, header, out);
+  const DeltaLayout& at = out.layout();
+  for (size_t i = 0; i < removed.size(); ++i) {
+    store_at<uint64_t>(out.column(at.tombstone_ids), i, removed[i].id);
+    store_at<uint64_t>(out.column(at.tombstone_versions), i, removed[i].version);
+    store_at<Reason>(out.column(at.tombstone_reasons), i, removed[i].reason);
+  }
+  return out;
+}
+
+Chunk::Verdict Chunk::judge(const DeltaView& delta) const noexcept {
+  const DeltaHeader& h = delta.header();
+  if (h.incarnation == incarnation && h.to_version <= version) return Verdict::kKnown;
+  if (delta.full()) return Verdict::kReplace;
+  const bool same = h.incarnation == incarnation;
+  const bool child = h.parent_incarnation != 0 && h.parent_incarnation == incarnation && version <= h.branch_version;
+  if ((same || child) && h.from_version <= version && version <= h.to_version) return Verdict::kContinue;
+  return Verdict::kGap;
+}
+
+void Chunk::build(const DeltaView& delta, const ChunkConfig& config, Contents& out) {
+  const DeltaHeader& h = delta.header();
+  out.rows.reserve(h.num_rows);
+  out.index.reserve(h.num_rows, out.rows);
+  out.rows.set_newest(h.to_version);
+  for (size_t i = 0; i < h.num_rows; ++i) {
+    const uint32_t row = out.rows.allocate(delta.id(i));
+    write_row(delta, i, config, out.rows, row);
+    out.index.insert(mix64(delta.id(i)), row, out.rows);
+  }
+  out.tombstones.reset(h.to_version);
+}
+
+void Chunk::replace(const DeltaView& delta, Contents& contents) noexcept {
+  const DeltaHeader& h = delta.header();
+  contents_.swap(contents);
+  incarnation = h.incarnation;
+  version = h.to_version;
+  parent = {h.parent_incarnation, h.branch_version};
+  clock_ms = h.clock_ms;
+}
+
+void Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScratch& scratch) {
+  const DeltaHeader& h = delta.header();
+  contents_.tombstones.reserve(h.num_tombstones);
+  uint32_t* rows = scratch.rows.sized(items.count);
+  look_up(items, rows);
+  insert_missing(items, rows);
+
+  contents_.rows.set_newest(h.to_version);
+  for (size_t i = 0; i < items.count; ++i) {
+    write_row(delta, i, config_, contents_.rows, rows[i]);
+    contents_.tombstones.remove(items.ids[i]);
+  }
+  for (size_t i = 0; i < h.num_tombstones; ++i) {
+    const Tombstone removed = delta.tombstone(i);
+    const uint64_t hash = mix64(removed.id);
+    const uint32_t row =
+        contents_.index.find(hash, [&](uint32_t r) { return contents_.rows.header(r).id() == removed.id; });
+    if (row != kNoRow) {
+      contents_.index.erase(hash, row);
+      contents_.rows.release(row);
+    }
+    contents_.tombstones.add(removed);
+  }
+  contents_.tombstones.settle(config_.tombstones_max);
+  incarnation = h.incarnation;
+  version = h.to_version;
+  parent = {h.parent_incarnation, h.branch_version};
+  clock_ms = std::max(clock_ms, h.clock_ms);
+}
+
+}  // namespace embedstore

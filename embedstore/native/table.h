@@ -1,0 +1,158 @@
+// One table: its chunks, and every batch operation on them.
+//
+// Any number of threads may call anything. A batch is cut by chunk once; each chunk's lock is taken once, for that
+// chunk's part of the batch, and never two at a time. So a reader may see a batch in some chunks and not yet in others,
+// but never half of it in one. Pushes that name the same stream follow one another (a lock per stream is held from the
+// check of the watermarks to the last chunk); the order is stream locks first, then one chunk lock at a time.
+//
+// Errors are values. When memory runs out, kNoMemory: each chunk then has its part of the batch whole or not at all,
+// and with origins the same push can be repeated, because chunks that have it skip it.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "native/chunk.h"
+
+namespace embedstore {
+
+struct TableConfig : ChunkConfig {
+  uint32_t chunk_begin = 0;  // the chunks that this table owns
+  uint32_t chunk_end = 1;
+  bool init_on_miss = false;
+  float lr = 0;
+};
+
+// Event times further in the future than this count as this far: a wrong clock must not age every row.
+inline constexpr int64_t kFutureToleranceMs = 60'000;
+
+enum class RowType : uint8_t { kFloat32, kFloat16 };
+
+// Where a pull goes; null members are not wanted. `rows` need not be aligned.
+struct PullTarget {
+  void* rows = nullptr;  // [n, dim]
+  RowType type = RowType::kFloat32;
+  uint8_t* found = nullptr;
+  uint32_t* updates = nullptr;
+  int64_t* first_seen_s = nullptr;
+  int64_t* last_seen_s = nullptr;
+};
+
+struct PushRequest {
+  const uint64_t* ids = nullptr;
+  const float* gradients = nullptr;  // [count, dim]
+  size_t count = 0;
+  const int64_t* event_times_ms = nullptr;    // per id, or null
+  int64_t event_time_ms = EventTimes::kNone;  // for all, unless event_times_ms
+  int64_t now_ms = 0;
+  float lr = -1;           // negative: the table's
+  bool validated = false;  // the caller has passed the same arrays through validate_push()
+};
+
+struct AssignRequest {
+  const uint64_t* ids = nullptr;
+  const float* rows = nullptr;
+  size_t count = 0;
+  int64_t event_time_ms = EventTimes::kNone;
+  int64_t now_ms = 0;
+};
+
+struct ScannedChunk {
+  std::vector<uint64_t> ids;
+  std::vector<float> embeddings;
+  std::vector<uint32_t> updates;
+  std::vector<int64_t> first_seen_s;
+  std::vector<int64_t> last_seen_s;
+};
+
+struct ChunkState {
+  uint64_t incarnation;
+  uint64_t version;
+  int64_t clock_ms;
+};
+
+struct Counters {
+  uint64_t pulled_rows;
+  uint64_t missed_rows;
+  uint64_t pushed_rows;
+  uint64_t inserted_rows;
+  uint64_t tombstones;
+};
+
+class Table {
+ public:
+  // `incarnations` has one nonzero number for each owned chunk. Throws std::bad_alloc.
+  Table(const TableConfig& config, const std::vector<uint64_t>& incarnations);
+
+  const TableConfig& config() const noexcept { return config_; }
+  uint32_t num_owned() const noexcept { return config_.chunk_end - config_.chunk_begin; }
+  void set_lr(float lr) noexcept { lr_.store(lr, std::memory_order_relaxed); }
+  uint64_t size() const;
+  uint64_t memory_bytes() const;
+  Counters counters() const;
+
+  // --- reads (table.cc)
+  Status pull(const uint64_t* ids, size_t count, const PullTarget& target) const;
+  Status contains(const uint64_t* ids, size_t count, uint8_t* found) const;
+  Status scan(uint32_t chunk, ScannedChunk& out) const;
+
+  // --- writes (table_write.cc)
+  Status validate_push(const PushRequest& request) const;
+  Status push(const PushRequest& request, const std::vector<Origin>& origins);
+  Status assign(const AssignRequest& request, const std::vector<Origin>& origins);
+  Status erase(const uint64_t* ids, size_t count, Reason reason, const std::vector<Origin>& origins, uint64_t& removed);
+
+  // --- streams and sync (table_sync.cc)
+  using DistinctWatermarks = std::vector<std::pair<Watermarks, std::vector<uint32_t>>>;
+  Status watermarks(DistinctWatermarks& out) const;
+  // Raises (or, with only_new, only adds) streams in every chunk. `list` is ascending.
+  Status raise_all(const WatermarkList& list, bool only_new);
+  Status forget_stream(const std::string& stream);
+  // Raises one chunk's watermarks and clock.
+  Status raise_one(uint32_t chunk, const WatermarkList& list, int64_t clock_ms);
+  void states(std::vector<ChunkState>& out) const;
+  Status branch(const std::vector<uint64_t>& incarnations);
+  Status delta(uint32_t chunk, const Cursor& since, bool embeddings_only, std::unique_ptr<DeltaBytes>& out) const;
+  Status apply(const uint8_t* data, size_t num_bytes, uint32_t& chunk, Cursor& now);
+
+ private:
+  class StreamLocks;
+
+  Chunk& chunk_at(uint32_t chunk) noexcept { return *chunks_[chunk - config_.chunk_begin]; }
+  const Chunk& chunk_at(uint32_t chunk) const noexcept { return *chunks_[chunk - config_.chunk_begin]; }
+  bool owns(uint32_t chunk) const noexcept { return chunk >= config_.chunk_begin && chunk < config_.chunk_end; }
+  Status check_owned(const Partition& partition) const;
+  Status check_chunk(uint32_t chunk) const;
+  Status check_times(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const;
+  Status check_delta(const DeltaView& delta) const;
+  Watermarks shared_set(const WatermarkList& list);
+  EventTimes limited(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const noexcept;
+  void pull_group(const Chunk& chunk, const Items& items, const PullTarget& target, uint64_t& missed) const;
+
+  // Runs change(chunk, items) under the lock of each chunk that the write concerns, and moves its watermarks.
+  template <class Change>
+  Status write(const Partition& partition, const std::vector<Origin>& origins, int64_t newest_ms, Change change);
+  Status check_origins(const std::vector<Origin>& origins, OriginPlan& plan) const;
+
+  const TableConfig config_;
+  const RowLayout layout_;
+  const unsigned chunk_bits_;
+  SlabPool pool_;
+  std::vector<std::unique_ptr<Chunk>> chunks_;
+  std::array<std::mutex, 16> stream_locks_;
+  std::mutex recent_mutex_;
+  Watermarks recent_ = no_watermarks();  // the last set that a delta brought
+  std::atomic<float> lr_;
+  mutable std::atomic<uint64_t> pulled_rows_{0};
+  mutable std::atomic<uint64_t> missed_rows_{0};
+  std::atomic<uint64_t> pushed_rows_{0};
+  std::atomic<uint64_t> inserted_rows_{0};
+};
+
+}  // namespace embedstore

@@ -1,0 +1,184 @@
+#include <algorithm>
+#include <new>
+#include <shared_mutex>
+
+#include "native/table.h"
+
+namespace embedstore {
+
+Status Table::watermarks(DistinctWatermarks& out) const try {
+  out.clear();
+  for (uint32_t i = 0; i < num_owned(); ++i) {
+    Watermarks marks;
+    {
+      const std::shared_lock lock(chunks_[i]->mutex);
+      marks = chunks_[i]->watermarks;
+    }
+    auto same = std::find_if(out.rbegin(), out.rend(), [&](const auto& known) { return known.first == marks; });
+    if (same == out.rend())
+      same = std::find_if(out.rbegin(), out.rend(), [&](const auto& known) { return *known.first == *marks; });
+    if (same == out.rend()) {
+      out.push_back({std::move(marks), {}});
+      same = out.rbegin();
+    }
+    same->second.push_back(config_.chunk_begin + i);
+  }
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+Status Table::raise_all(const WatermarkList& list, bool only_new) try {
+  std::vector<std::pair<Watermarks, Watermarks>> known;
+  for (const auto& chunk : chunks_) {
+    const std::unique_lock lock(chunk->mutex);
+    auto same =
+        std::find_if(known.begin(), known.end(), [&](const auto& pair) { return pair.first == chunk->watermarks; });
+    if (same == known.end()) {
+      known.emplace_back(chunk->watermarks, raised(chunk->watermarks, list, only_new));
+      same = known.end() - 1;
+    }
+    chunk->watermarks = same->second;
+  }
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+Status Table::forget_stream(const std::string& stream) try {
+  std::vector<std::pair<Watermarks, Watermarks>> known;
+  for (const auto& chunk : chunks_) {
+    const std::unique_lock lock(chunk->mutex);
+    auto same =
+        std::find_if(known.begin(), known.end(), [&](const auto& pair) { return pair.first == chunk->watermarks; });
+    if (same == known.end()) {
+      known.emplace_back(chunk->watermarks, without(chunk->watermarks, stream));
+      same = known.end() - 1;
+    }
+    chunk->watermarks = same->second;
+  }
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+Status Table::raise_one(uint32_t number, const WatermarkList& list, int64_t clock_ms) try {
+  if (Status s = check_chunk(number); !s.ok()) return s;
+  Chunk& chunk = chunk_at(number);
+  const std::unique_lock lock(chunk.mutex);
+  chunk.watermarks = raised(chunk.watermarks, list);
+  chunk.advance_clock(clock_ms);
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+void Table::states(std::vector<ChunkState>& out) const {
+  out.clear();
+  for (const auto& chunk : chunks_) {
+    const std::shared_lock lock(chunk->mutex);
+    out.push_back({chunk->incarnation, chunk->version, chunk->clock_ms});
+  }
+}
+
+Status Table::branch(const std::vector<uint64_t>& incarnations) {
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    const std::unique_lock lock(chunks_[i]->mutex);
+    chunks_[i]->parent = {chunks_[i]->incarnation, chunks_[i]->version};
+    chunks_[i]->incarnation = incarnations[i];
+  }
+  return {};
+}
+
+Status Table::delta(uint32_t number, const Cursor& since, bool embeddings_only, std::unique_ptr<DeltaBytes>& out) const
+    try {
+  if (Status s = check_chunk(number); !s.ok()) return s;
+  if (config_.embeddings_only && !embeddings_only)
+    return Status::invalid("embeddings_only", "must be true: this table holds no optimizer state");
+  const Chunk& chunk = chunk_at(number);
+  {
+    const std::shared_lock lock(chunk.mutex);
+    out = std::make_unique<DeltaBytes>(chunk.delta(number, since, embeddings_only));
+  }
+  out->seal();
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+// Chunks that are restored or followed one by one normally carry the same watermarks: they share the last set.
+Watermarks Table::shared_set(const WatermarkList& list) {
+  const std::lock_guard lock(recent_mutex_);
+  if (recent_->list() != list) recent_ = std::make_shared<const WatermarkSet>(list);
+  return recent_;
+}
+
+Status Table::check_delta(const DeltaView& delta) const {
+  const DeltaHeader& h = delta.header();
+  if (h.num_chunks != config_.num_chunks) return Status::corrupt("is of a table with another number of chunks");
+  if (h.dim != config_.dim) return Status::corrupt("is of a table with another dim");
+  if (h.embeddings_only) {
+    if (!config_.embeddings_only) return Status::corrupt("has embeddings only, and this table needs optimizer state");
+  } else if (h.optimizer != static_cast<uint32_t>(config_.optimizer.kind) ||
+             h.state_floats != config_.optimizer.state_floats(config_.dim)) {
+    return Status::corrupt("is of a table with another optimizer");
+  }
+  return check_chunk(h.chunk);
+}
+
+Status Table::apply(const uint8_t* data, size_t num_bytes, uint32_t& number, Cursor& now) try {
+  DeltaView delta;
+  if (Status s = DeltaView::parse(data, num_bytes, delta); !s.ok()) return s;
+  if (Status s = check_delta(delta); !s.ok()) return s;
+  number = delta.header().chunk;
+  Chunk& chunk = chunk_at(number);
+  const Watermarks exact = shared_set(delta.watermarks());
+
+  Chunk::Contents contents(layout_, pool_);  // outlives the lock: what a replaced chunk held is freed outside of it
+  bool built = false;
+  if (delta.full()) {
+    {
+      const std::shared_lock lock(chunk.mutex);
+      built = chunk.judge(delta) == Chunk::Verdict::kReplace;
+    }
+    if (built) Chunk::build(delta, config_, contents);
+  }
+  thread_local WriteScratch scratch;
+  Partition partition;
+  Items items{};
+  if (!delta.full()) {
+    std::vector<uint64_t> ids(delta.header().num_rows);
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = delta.id(i);
+    partition.build(ids.data(), nullptr, ids.size(), chunk_bits_);
+    if (!ids.empty()) items = partition.items(partition.groups().front());
+  }
+  const std::unique_lock lock(chunk.mutex);
+  switch (chunk.judge(delta)) {
+    case Chunk::Verdict::kReplace:
+      if (!built) Chunk::build(delta, config_, contents);  // another delta came in between
+      chunk.replace(delta, contents);
+      chunk.watermarks = exact;
+      break;
+    case Chunk::Verdict::kContinue:
+      chunk.continue_with(delta, items, scratch);
+      chunk.watermarks = exact;
+      break;
+    case Chunk::Verdict::kKnown:
+      if (delta.header().to_version == chunk.version) {
+        chunk.watermarks = raised(chunk.watermarks, delta.watermarks());
+        chunk.advance_clock(delta.header().clock_ms);
+      }
+      break;
+    case Chunk::Verdict::kGap:
+      return {Code::kDeltaGap, "delta",
+              "begins at version " + std::to_string(delta.header().from_version) + " of " +
+                  std::to_string(delta.header().incarnation) + ", the chunk stands at " +
+                  std::to_string(chunk.version) + " of " + std::to_string(chunk.incarnation)};
+  }
+  now = {chunk.incarnation, chunk.version};
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+}  // namespace embedstore

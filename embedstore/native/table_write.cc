@@ -1,0 +1,201 @@
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <new>
+#include <shared_mutex>
+
+#include "native/table.h"
+
+namespace embedstore {
+namespace {
+
+Status check_finite(const float* values, size_t count, uint32_t dim, const char* field) {
+  if (all_finite(values, count * dim)) return {};
+  for (size_t row = 0; row < count; ++row) {
+    for (uint32_t d = 0; d < dim; ++d) {
+      const float value = values[row * dim + d];
+      if (std::isfinite(value)) continue;
+      return Status::invalid(field, std::string("must be finite, not ") + (std::isnan(value) ? "NaN" : "infinite") +
+                                        " in row " + std::to_string(row) + ", number " + std::to_string(d));
+    }
+  }
+  return {};
+}
+
+Status check_origins_sane(const std::vector<Origin>& origins) {
+  for (size_t i = 0; i < origins.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (origins[i].stream == origins[j].stream)
+        return Status::invalid("origins", "stream '" + origins[i].stream + "' occurs twice");
+  return {};
+}
+
+}  // namespace
+
+// Locks of the streams of one push, in ascending order so that two pushes cannot wait for each other.
+class Table::StreamLocks {
+ public:
+  StreamLocks(std::array<std::mutex, 16>& all, const std::vector<Origin>& origins) : all_(all) {
+    for (const Origin& origin : origins) wanted_ |= 1u << (std::hash<std::string>{}(origin.stream) % all.size());
+    for (size_t i = 0; i < all_.size(); ++i)
+      if ((wanted_ >> i & 1) != 0) all_[i].lock();
+  }
+  ~StreamLocks() {
+    for (size_t i = 0; i < all_.size(); ++i)
+      if ((wanted_ >> i & 1) != 0) all_[i].unlock();
+  }
+  StreamLocks(const StreamLocks&) = delete;
+  StreamLocks& operator=(const StreamLocks&) = delete;
+
+ private:
+  std::array<std::mutex, 16>& all_;
+  uint32_t wanted_ = 0;
+};
+
+Status Table::check_times(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const {
+  if (now_ms < 0) return Status::invalid("now_ms", "must not be negative, not " + std::to_string(now_ms));
+  if (each == nullptr) {
+    if (all < EventTimes::kNone) return Status::invalid("event_time_ms", "must not be negative");
+    return {};
+  }
+  for (size_t i = 0; i < count; ++i)
+    if (each[i] < 0)
+      return Status::invalid("event_times_ms",
+                             "must not be negative, not " + std::to_string(each[i]) + " in row " + std::to_string(i));
+  return {};
+}
+
+EventTimes Table::limited(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const noexcept {
+  EventTimes times{each, all, EventTimes::kNone, all};
+  times.limit_ms =
+      now_ms > std::numeric_limits<int64_t>::max() - kFutureToleranceMs ? now_ms : now_ms + kFutureToleranceMs;
+  if (each != nullptr) {
+    times.newest_ms = EventTimes::kNone;
+    for (size_t i = 0; i < count; ++i) times.newest_ms = std::max(times.newest_ms, each[i]);
+  }
+  times.newest_ms = std::min(times.newest_ms, times.limit_ms);
+  return times;
+}
+
+Status Table::check_origins(const std::vector<Origin>& origins, OriginPlan& plan) const {
+  if (origins.empty()) return {};
+  Watermarks last;
+  for (const auto& chunk : chunks_) {
+    {
+      const std::shared_lock lock(chunk->mutex);
+      if (chunk->watermarks == last) continue;
+      last = chunk->watermarks;
+    }
+    switch (plan.meet(last).decision) {
+      case OriginPlan::Decision::kGap:
+        return {Code::kGap, "origins", "do not continue the watermarks"};
+      case OriginPlan::Decision::kUnknownStream:
+        return {Code::kUnknownStream, plan.unknown_stream(), "is not open"};
+      default:
+        break;
+    }
+  }
+  return {};
+}
+
+template <class Change>
+Status Table::write(const Partition& partition, const std::vector<Origin>& origins, int64_t newest_ms, Change change) {
+  if (Status s = check_owned(partition); !s.ok()) return s;
+  if (Status s = check_origins_sane(origins); !s.ok()) return s;
+  const StreamLocks streams(stream_locks_, origins);
+  OriginPlan plan(origins);
+  if (Status s = check_origins(origins, plan); !s.ok()) return s;
+
+  auto group = partition.groups().begin();
+  const auto groups_end = partition.groups().end();
+  const auto one = [&](uint32_t number, const Items& items) -> Status {
+    Chunk& chunk = chunk_at(number);
+    const std::unique_lock lock(chunk.mutex);
+    const OriginPlan::Entry entry = plan.meet(chunk.watermarks);
+    if (entry.decision == OriginPlan::Decision::kSkip) return {};
+    if (entry.decision != OriginPlan::Decision::kApply)
+      return {Code::kGap, "origins", "the chunk's watermarks changed meanwhile"};
+    if (items.count != 0) change(chunk, items);
+    if (!origins.empty()) {
+      chunk.watermarks = entry.after;
+      chunk.advance_clock(newest_ms);
+    }
+    return {};
+  };
+  if (origins.empty()) {
+    for (; group != groups_end; ++group)
+      if (Status s = one(group->chunk, partition.items(*group)); !s.ok()) return s;
+    return {};
+  }
+  for (uint32_t number = config_.chunk_begin; number < config_.chunk_end; ++number) {
+    Items items{};
+    if (group != groups_end && group->chunk == number) items = partition.items(*group++);
+    if (Status s = one(number, items); !s.ok()) return s;
+  }
+  return {};
+}
+
+Status Table::validate_push(const PushRequest& r) const try {
+  if (config_.embeddings_only) return Status::invalid("table", "holds embeddings only and takes no gradients");
+  if (r.lr >= 0 && !std::isfinite(r.lr)) return Status::invalid("lr", "must be finite");
+  if (Status s = check_times(r.event_times_ms, r.count, r.event_time_ms, r.now_ms); !s.ok()) return s;
+  if (Status s = check_finite(r.gradients, r.count, config_.dim, "grads"); !s.ok()) return s;
+  for (size_t i = 0; i < r.count && num_owned() != config_.num_chunks; ++i)
+    if (Status s = check_chunk(chunk_of(mix64(r.ids[i]), chunk_bits_)); !s.ok()) return s;
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+Status Table::push(const PushRequest& r, const std::vector<Origin>& origins) try {
+  if (!r.validated)
+    if (Status s = validate_push(r); !s.ok()) return s;
+  thread_local Distinct distinct;
+  thread_local Partition partition;
+  thread_local WriteScratch scratch;
+  distinct.build(r.ids, r.count);
+  partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
+  PushArgs args{&distinct, r.gradients, limited(r.event_times_ms, r.count, r.event_time_ms, r.now_ms),
+                r.lr >= 0 ? r.lr : lr_.load(std::memory_order_relaxed)};
+  return write(partition, origins, args.times.newest_ms, [&](Chunk& chunk, const Items& items) {
+    inserted_rows_.fetch_add(chunk.push(items, args, scratch), std::memory_order_relaxed);
+    pushed_rows_.fetch_add(items.count, std::memory_order_relaxed);
+  });
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+Status Table::assign(const AssignRequest& r, const std::vector<Origin>& origins) try {
+  if (Status s = check_times(nullptr, r.count, r.event_time_ms, r.now_ms); !s.ok()) return s;
+  if (Status s = check_finite(r.rows, r.count, config_.dim, "rows"); !s.ok()) return s;
+  thread_local Distinct distinct;
+  thread_local Partition partition;
+  thread_local WriteScratch scratch;
+  thread_local Scratch<uint32_t> last;
+  distinct.build(r.ids, r.count);
+  last.sized(distinct.size());
+  for (size_t i = 0; i < r.count; ++i) last[distinct.distinct_of(static_cast<uint32_t>(i))] = static_cast<uint32_t>(i);
+  partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
+  const AssignArgs args{last.data(), r.rows, limited(nullptr, r.count, r.event_time_ms, r.now_ms)};
+  return write(partition, origins, args.times.newest_ms, [&](Chunk& chunk, const Items& items) {
+    inserted_rows_.fetch_add(chunk.assign(items, args, scratch), std::memory_order_relaxed);
+  });
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+Status Table::erase(const uint64_t* ids, size_t count, Reason reason, const std::vector<Origin>& origins,
+                    uint64_t& removed) try {
+  removed = 0;
+  thread_local Distinct distinct;
+  thread_local Partition partition;
+  thread_local WriteScratch scratch;
+  distinct.build(ids, count);
+  partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
+  return write(partition, origins, EventTimes::kNone,
+               [&](Chunk& chunk, const Items& items) { removed += chunk.erase(items, reason, scratch); });
+} catch (const std::bad_alloc&) {
+  return Status::no_memory();
+}
+
+}  // namespace embedstore

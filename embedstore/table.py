@@ -1,0 +1,415 @@
+"""One table in this process: a thin face on the native core.
+
+Every method may be called from any thread; batch calls drop the GIL and lock one chunk at a time. A reader may see a
+push in some chunks and not yet in others, never half of it in one chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from embedstore import _native
+from embedstore.errors import CorruptDeltaError, InvalidArgumentError
+from embedstore.interface import Ids, Origin, Rows, TableStats, as_ids, as_rows, check_position, check_stream_name
+from embedstore.spec import SGD, Adagrad, Adam, Constant, TableSpec, Uniform
+
+TOMBSTONES_PER_CHUNK_MAX = 8192
+"""Removals that a chunk remembers; followers further behind get the full chunk."""
+
+Reason = Literal["erased", "expired", "evicted"]
+_REASONS = {"erased": 1, "expired": 2, "evicted": 3}
+_HEADER = struct.Struct("<4sHH6I5Qq4Q")
+
+
+def random_incarnations(count: int) -> np.ndarray:
+    """``count`` random nonzero uint64 numbers from the system's entropy."""
+    numbers = np.frombuffer(np.random.SeedSequence().generate_state(count, np.uint64).tobytes(), dtype=np.uint64)
+    return np.maximum(numbers, np.uint64(1))
+
+
+class ChunkStates(NamedTuple):
+    """Where the owned chunks stand, in order: incarnations and versions uint64 [C], clocks in ms int64 [C]."""
+
+    incarnations: np.ndarray
+    versions: np.ndarray
+    clocks_ms: np.ndarray
+
+
+@dataclass(frozen=True)
+class DeltaInfo:
+    """What the header of a ChunkDelta says; see docs/formats/delta.md."""
+
+    embeddings_only: bool
+    chunk: int
+    num_chunks: int
+    dim: int
+    incarnation: int
+    parent_incarnation: int
+    branch_version: int
+    from_version: int
+    to_version: int
+    clock_ms: int
+    num_rows: int
+    num_tombstones: int
+    num_bytes: int
+
+    @property
+    def full(self) -> bool:
+        """Whether it replaces the chunk."""
+        return self.from_version == 0
+
+
+def delta_info(delta: bytes) -> DeltaInfo:
+    """Read a delta's header without checking the rest; :class:`CorruptDeltaError` when it is none."""
+    if len(delta) < _HEADER.size:
+        raise CorruptDeltaError("delta is shorter than its header")
+    magic, version, flags, chunk, num_chunks, dim, _, _, _, *longs = _HEADER.unpack_from(delta)
+    if magic != b"ESCD" or version != 1:
+        raise CorruptDeltaError("delta has an unknown format")
+    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, _, num_bytes = longs
+    return DeltaInfo(
+        embeddings_only=bool(flags & 1),
+        chunk=chunk,
+        num_chunks=num_chunks,
+        dim=dim,
+        incarnation=incarnation,
+        parent_incarnation=parent,
+        branch_version=branch,
+        from_version=begin,
+        to_version=end,
+        clock_ms=clock,
+        num_rows=num_rows,
+        num_tombstones=num_tombstones,
+        num_bytes=num_bytes,
+    )
+
+
+class Table:
+    """One table: rows, optimizer state and history of the owned chunks.
+
+    ``chunks``: the owned ones (default all); an id of another raises WrongShardError. ``embeddings_only``: what a
+    serving follower holds, without optimizer state; it takes deltas and assigns, no pushes. ``entropy(n)`` gives n
+    nonzero uint64 incarnations. An unsupported spec raises UnsupportedError naming the field. Sizes are bounded by
+    memory alone; MemoryError leaves every chunk either before or after its part of the call.
+    """
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        *,
+        chunks: range | None = None,
+        embeddings_only: bool = False,
+        entropy: Callable[[int], np.ndarray] = random_incarnations,
+        tombstones_max: int = TOMBSTONES_PER_CHUNK_MAX,
+    ) -> None:
+        spec.check_supported()
+        chunks = range(spec.num_chunks) if chunks is None else chunks
+        if chunks.step != 1 or not 0 <= chunks.start <= chunks.stop <= spec.num_chunks:
+            raise InvalidArgumentError("chunks", f"must be a range within [0, {spec.num_chunks}), not {chunks}")
+        self._spec = spec
+        self._chunks = chunks
+        self._embeddings_only = embeddings_only
+        self._entropy = entropy
+        self._native = _native.Table(
+            name=spec.name,
+            dim=spec.dim,
+            num_chunks=spec.num_chunks,
+            chunk_begin=chunks.start,
+            chunk_end=chunks.stop,
+            **_optimizer_arguments(spec),
+            **_init_arguments(spec),
+            init_on_miss=spec.on_miss == "init",
+            embeddings_only=embeddings_only,
+            tombstones_max=tombstones_max,
+            incarnations=self._new_incarnations(),
+        )
+
+    @property
+    def native(self) -> _native.Table:
+        """The native table, for ``_native.gather_message``."""
+        return self._native
+
+    @property
+    def spec(self) -> TableSpec:
+        """What the table is, at present."""
+        return self._spec
+
+    @property
+    def chunks(self) -> range:
+        """The owned chunks."""
+        return self._chunks
+
+    @property
+    def embeddings_only(self) -> bool:
+        """Whether it holds no optimizer state."""
+        return self._embeddings_only
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes held for rows, index, versions and tombstones."""
+        return self._native.memory_bytes
+
+    def __len__(self) -> int:
+        return len(self._native)
+
+    def alter(self, spec: TableSpec) -> None:
+        """Change the learning rate; any other difference raises InvalidArgumentError naming it."""
+        spec.check_supported()
+        difference = _without_lr(self._spec).first_difference(_without_lr(spec))
+        if difference is not None:
+            raise InvalidArgumentError(f"TableSpec.{difference}", "cannot be changed")
+        self._native.set_lr(spec.optimizer.lr)
+        self._spec = spec
+
+    def pull(self, ids: Ids, *, out: np.ndarray | None = None, dtype: Any = np.float32) -> np.ndarray:
+        """Rows in the order of ``ids``: [n, dim] float32 or float16 (``out`` is filled when given). Changes nothing."""
+        ids = as_ids(ids, self._label("ids"))
+        if out is None:
+            if dtype not in (np.float32, np.float16):
+                raise InvalidArgumentError("dtype", f"must be float32 or float16, not {dtype!r}")
+            out = np.empty((len(ids), self._spec.dim), dtype)
+        elif (
+            out.shape != (len(ids), self._spec.dim)
+            or out.dtype not in (np.float32, np.float16)
+            or not (out.flags.c_contiguous and out.flags.writeable)
+        ):
+            raise InvalidArgumentError("out", f"must be writable contiguous float32 or float16 [{len(ids)}, dim]")
+        self._native.pull(ids, out)
+        return out
+
+    def pull_rows(self, ids: Ids) -> Rows:
+        """Rows with what is known of them."""
+        ids = as_ids(ids, self._label("ids"))
+        rows = Rows(
+            embeddings=np.empty((len(ids), self._spec.dim), np.float32),
+            found=np.empty(len(ids), np.bool_),
+            updates=np.empty(len(ids), np.uint32),
+            first_seen_s=np.empty(len(ids), np.int64),
+            last_seen_s=np.empty(len(ids), np.int64),
+        )
+        self._native.pull_rows(ids, rows.embeddings, rows.found, rows.updates, rows.first_seen_s, rows.last_seen_s)
+        return rows
+
+    def contains(self, ids: Ids) -> np.ndarray:
+        """Which ids have a row: bool [n]."""
+        ids = as_ids(ids, self._label("ids"))
+        found = np.empty(len(ids), np.bool_)
+        self._native.contains(ids, found)
+        return found
+
+    def push(
+        self,
+        ids: Ids,
+        grads: Any,
+        *,
+        now_ms: int,
+        counts: Any = None,
+        event_times_ms: Any = None,
+        lr: float | None = None,
+        origins: Sequence[Origin] = (),
+        validated: bool = False,
+    ) -> None:
+        """Apply gradients, float32 [n, dim]; gradients of equal ids are summed, and ids without a row get one.
+
+        ``now_ms``: wall time, which bounds event times (plus a minute). ``counts``: occurrences an entry stands for.
+        ``event_times_ms``: one int, int64 [n], or None (last_seen becomes the chunk's clock). With ``origins``, each
+        chunk skips a repeat and applies a continuation; GapError or UnknownStreamError otherwise, before anything is
+        touched. ``validated``: the same arrays went through :meth:`validate_push`, so they are not checked again.
+        """
+        ids, grads, arguments = self._push_arguments(ids, grads, now_ms, counts, event_times_ms, lr)
+        self._native.push(ids, grads, **arguments, origins=_tuples(origins), validated=validated)
+
+    def validate_push(
+        self,
+        ids: Ids,
+        grads: Any,
+        *,
+        now_ms: int,
+        counts: Any = None,
+        event_times_ms: Any = None,
+        lr: float | None = None,
+    ) -> None:
+        """Raise what :meth:`push` would raise for these arguments (origins aside), and touch nothing."""
+        ids, grads, arguments = self._push_arguments(ids, grads, now_ms, counts, event_times_ms, lr)
+        self._native.validate_push(ids, grads, **arguments)
+
+    def assign(
+        self,
+        ids: Ids,
+        rows: Any,
+        *,
+        now_ms: int,
+        event_time_ms: int | None = None,
+        origins: Sequence[Origin] = (),
+    ) -> None:
+        """Write embeddings, float32 [n, dim], as they are; the last of equal ids wins.
+
+        An existing row keeps its optimizer state and ``updates``; both get the event time as last_seen.
+        """
+        ids = as_ids(ids, self._label("ids"))
+        rows = as_rows(rows, len(ids), self._spec.dim, self._label("rows"))
+        _, time_ms = self._event_times(event_time_ms, len(ids), scalar_only=True)
+        self._native.assign(ids, rows, now_ms=now_ms, event_time_ms=time_ms, origins=_tuples(origins))
+
+    def delete(self, ids: Ids, *, reason: Reason = "erased", origins: Sequence[Origin] = ()) -> int:
+        """Remove rows and leave tombstones; returns how many were there."""
+        if reason not in _REASONS:
+            raise InvalidArgumentError("reason", f"must be one of {', '.join(_REASONS)}, not {reason!r}")
+        ids = as_ids(ids, self._label("ids"))
+        return self._native.erase(ids, reason=_REASONS[reason], origins=_tuples(origins))
+
+    def scan_chunk(self, chunk: int) -> tuple[np.ndarray, Rows]:
+        """Every row of a chunk at one instant: uint64 [n] ids and their rows."""
+        self._check_chunk(chunk)
+        ids, embeddings, updates, first_seen_s, last_seen_s = self._native.scan(chunk)
+        return ids, Rows(embeddings, np.ones(len(ids), np.bool_), updates, first_seen_s, last_seen_s)
+
+    def watermarks(self) -> list[tuple[dict[str, int], list[int]]]:
+        """Each distinct set of watermarks (stream to position) and the chunks that have it."""
+        return self._native.watermarks()
+
+    def open_stream(self, stream: str, position: int) -> None:
+        """Set a stream's watermark in the chunks that do not know the stream."""
+        check_stream_name("stream", stream)
+        check_position("position", position)
+        self._native.raise_streams({stream: int(position)}, True)
+
+    def forget_stream(self, stream: str) -> None:
+        """Drop a stream's watermark in every chunk: pushes of it are refused from now on."""
+        check_stream_name("stream", stream)
+        self._native.forget_stream(stream)
+
+    def begin_at(self, watermarks: Mapping[str, int]) -> None:
+        """Raise every chunk's watermarks to these: where a new table begins."""
+        self._native.raise_streams(_checked_positions(watermarks), False)
+
+    def set_watermarks(self, chunk: int, watermarks: Mapping[str, int], clock_ms: int) -> None:
+        """Raise the watermarks and the clock of a chunk whose rows are as they were: recovery, heartbeats."""
+        self._check_chunk(chunk)
+        check_position("clock_ms", clock_ms)
+        self._native.raise_chunk(chunk, _checked_positions(watermarks), int(clock_ms))
+
+    def chunk_states(self) -> ChunkStates:
+        """Where every owned chunk stands."""
+        return ChunkStates(*self._native.chunk_states())
+
+    def delta(self, chunk: int, incarnation: int = 0, version: int = 0, *, embeddings_only: bool = False) -> bytes:
+        """The ChunkDelta since a cursor; the full chunk from cursor (0, 0) or one that cannot be continued."""
+        self._check_chunk(chunk)
+        for name, value in (("incarnation", incarnation), ("version", version)):
+            if not 0 <= value < 2**64:
+                raise InvalidArgumentError(name, f"must be an unsigned 64-bit integer, not {value!r}")
+        return self._native.delta(chunk, int(incarnation), int(version), embeddings_only or self._embeddings_only)
+
+    def apply(self, delta: bytes) -> tuple[int, int, int]:
+        """Apply a ChunkDelta; returns (chunk, incarnation, version) where the chunk stands now.
+
+        A full one replaces the chunk, a continuation updates it, a known one changes nothing. CorruptDeltaError,
+        DeltaGapError and WrongShardError leave the chunk as it was.
+        """
+        if not isinstance(delta, bytes):
+            raise InvalidArgumentError("delta", f"must be bytes, not {type(delta).__name__}")
+        return self._native.apply(delta)
+
+    def branch(self) -> None:
+        """Begin a new history in every chunk, with the present one as its parent: after recovery or promotion."""
+        self._native.branch(self._new_incarnations())
+
+    def stats(self) -> TableStats:
+        """Counters and sizes."""
+        return TableStats(
+            rows=len(self), memory_bytes=self.memory_bytes, chunks=len(self._chunks), **self._native.counters()
+        )
+
+    def _label(self, field: str) -> str:
+        return f"{self._spec.name}.{field}"
+
+    def _check_chunk(self, chunk: int) -> None:
+        if not 0 <= chunk < self._spec.num_chunks:
+            raise InvalidArgumentError("chunk", f"must be in [0, {self._spec.num_chunks}), not {chunk!r}")
+
+    def _new_incarnations(self) -> np.ndarray:
+        return np.ascontiguousarray(self._entropy(len(self._chunks)), dtype=np.uint64)
+
+    def _push_arguments(
+        self, ids: Ids, grads: Any, now_ms: int, counts: Any, event_times_ms: Any, lr: float | None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        ids = as_ids(ids, self._label("ids"))
+        grads = as_rows(grads, len(ids), self._spec.dim, self._label("grads"))
+        if counts is not None:
+            self._check_counts(np.asarray(counts), len(ids))
+        if lr is not None and not 0 <= lr < np.finfo(np.float32).max:
+            raise InvalidArgumentError(self._label("lr"), f"must be a finite number >= 0, not {lr!r}")
+        each, time_ms = self._event_times(event_times_ms, len(ids))
+        check_position("now_ms", now_ms)
+        return (
+            ids,
+            grads,
+            {"now_ms": now_ms, "event_times_ms": each, "event_time_ms": time_ms, "lr": -1.0 if lr is None else lr},
+        )
+
+    def _check_counts(self, counts: np.ndarray, num_ids: int) -> None:
+        if counts.shape != (num_ids,) or (counts.size and counts.dtype.kind not in "iu"):
+            raise InvalidArgumentError(self._label("counts"), f"must be integers [{num_ids}]")
+        if counts.size and not (counts.min() >= 1 and counts.max() < 2**32):
+            raise InvalidArgumentError(self._label("counts"), "must be in [1, 2**32)")
+
+    def _event_times(self, times: Any, num_ids: int, *, scalar_only: bool = False) -> tuple[np.ndarray | None, int]:
+        """Event times as (int64 [n] or None, one for all or -1)."""
+        if times is None:
+            return None, -1
+        if scalar_only or isinstance(times, int | np.integer):
+            check_position(self._label("event_time_ms"), times)
+            return None, int(times)
+        each = np.asarray(times)
+        if each.shape != (num_ids,) or (each.size and each.dtype.kind not in "iu"):
+            raise InvalidArgumentError(self._label("event_times_ms"), f"must be an integer or integers [{num_ids}]")
+        if each.size and not (each.min() >= 0 and each.max() < 2**63):
+            raise InvalidArgumentError(self._label("event_times_ms"), "must be in [0, 2**63)")
+        return np.ascontiguousarray(each, dtype=np.int64), -1
+
+
+def _tuples(origins: Sequence[Origin]) -> list[tuple[str, int, int]]:
+    return [(origin.stream, int(origin.begin), int(origin.end)) for origin in origins]
+
+
+def _checked_positions(watermarks: Mapping[str, int]) -> dict[str, int]:
+    for stream, position in watermarks.items():
+        check_stream_name("watermarks", stream)
+        check_position(f"watermarks[{stream!r}]", position)
+    return {stream: int(position) for stream, position in watermarks.items()}
+
+
+def _without_lr(spec: TableSpec) -> TableSpec:
+    from dataclasses import replace
+
+    return replace(spec, optimizer=replace(spec.optimizer, lr=0.0))
+
+
+def _optimizer_arguments(spec: TableSpec) -> dict[str, Any]:
+    optimizer = spec.optimizer
+    arguments = {"lr": optimizer.lr, "initial_accumulator": 0.0, "eps": 0.0, "beta1": 0.0, "beta2": 0.0}
+    match optimizer:
+        case SGD():
+            return arguments | {"optimizer": 1}
+        case Adagrad():
+            extra = {"initial_accumulator": optimizer.initial_accumulator, "eps": optimizer.eps}
+            return arguments | {"optimizer": 3} | extra
+        case Adam():
+            extra = {"eps": optimizer.eps, "beta1": optimizer.beta1, "beta2": optimizer.beta2}
+            return arguments | {"optimizer": 5} | extra
+    raise AssertionError(f"check_supported() let {optimizer!r} through")
+
+
+def _init_arguments(spec: TableSpec) -> dict[str, Any]:
+    match spec.init:
+        case Constant(value):
+            return {"init": 1, "init_scale": value, "init_seed": 0}
+        case Uniform(scale, seed):
+            return {"init": 2, "init_scale": scale, "init_seed": seed}
+    return {"init": 0, "init_scale": 0.0, "init_seed": 0}
