@@ -27,13 +27,13 @@ import numpy as np
 from embedstore import dense
 from embedstore._native import crc32c
 from embedstore.errors import InvalidArgumentError
-from embedstore.server.parts import PART_BYTES_MAX, Cursors, delta_cursor, split, to_bytes
+from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
+from embedstore.table import Table, delta_info
 from embedstore.v1 import store_pb2, sync_pb2
 
 if TYPE_CHECKING:
     from embedstore.spec import TableSpec
     from embedstore.table_set import TableSet
-    from embedstore.table import Table
 
 NEVER_MS = -(1 << 62)
 SYNC_INTERVAL_MS_MAX = 3_600_000
@@ -108,7 +108,8 @@ class TableFeed:
         chunk = int(self._chunks[index])
         cursor = int(self._incarnations[index]), int(self._versions[index])
         data = self.table.delta(chunk, *cursor, embeddings_only=self._embeddings_only)
-        _, self._incarnations[index], _, self._versions[index] = delta_cursor(data)
+        info = delta_info(data)
+        self._incarnations[index], self._versions[index] = info.incarnation, info.to_version
         self._sent_ms[index] = now_ms
         self._complete_ms[index] = as_of_ms
         self._claimed_sets[index] = -1
@@ -231,6 +232,9 @@ class Feed:
                 yield _dropped(name)
                 feed = None
             if feed is None:
+                if table.embeddings_only and not self._embeddings_only:
+                    problem = f"table {name!r} has nothing but embeddings here"
+                    raise InvalidArgumentError("FollowWants.embeddings_only", problem)
                 cursors = self._wanted.pop(name, None)
                 feed = self._tables[name] = TableFeed(table, cursors, embeddings_only=self._embeddings_only)
             if feed.spec != table.spec:

@@ -134,7 +134,7 @@ class FollowerStore(Replica):
 
     def wait_synced(self, timeout_s: float) -> None:
         """Wait until every leader has completed an initial sync; UnavailableError names one that has not in time."""
-        if not self._wait(lambda: self.synced, timeout_s):
+        if not self.wait_until(lambda: self.synced, timeout_s):
             missing = [link for link in self._current_links() if not link.complete_until_ms]
             if missing:
                 address, problem = missing[0].state().address, missing[0].problem or "has not sent everything yet"
@@ -146,7 +146,7 @@ class FollowerStore(Replica):
         """Wait until every chunk of every table has absorbed at least these positions; UnavailableError after
         ``timeout_s`` names a table and stream that has not."""
         self.wait_synced(timeout_s)
-        if not self._wait(lambda: self._behind(watermarks) is None, timeout_s):
+        if not self.wait_until(lambda: self._behind(watermarks) is None, timeout_s):
             raise UnavailableError("follower", f"{self._behind(watermarks)} after {timeout_s:g} s")
 
     def _behind(self, watermarks: Mapping[str, int]) -> str | None:
@@ -157,7 +157,9 @@ class FollowerStore(Replica):
                         return f"table {name!r} stands at {positions.get(stream)} of stream {stream!r}"
         return None
 
-    def _wait(self, done: Callable[[], bool], timeout_s: float) -> bool:
+    def wait_until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for a change after which ``done()`` holds; False when ``timeout_s`` passed first. ``done`` is asked in
+        the caller's thread after every message of a leader and every change of a connection."""
         deadline_s = self._monotonic_s() + timeout_s
         while True:
             tick = self.tick()

@@ -19,7 +19,13 @@ from google.protobuf.message import DecodeError
 
 from embedstore import dense
 from embedstore._native import crc32c
-from embedstore.errors import CorruptDeltaError, DeltaGapError, InvalidArgumentError, TableNotFoundError
+from embedstore.errors import (
+    CorruptDeltaError,
+    DeltaGapError,
+    InvalidArgumentError,
+    TableNotFoundError,
+    WrongShardError,
+)
 from embedstore.server.parts import Assembler, Cursors, from_bytes
 from embedstore.spec import TableSpec
 from embedstore.v1 import store_pb2, sync_pb2
@@ -69,6 +75,7 @@ class Intake:
         self._dense: Assembler[tuple[str, int]] = Assembler()
         self._awaited: set[tuple[str, int]] = set()
         self._asked: dict[str, set[int]] = defaultdict(set)
+        self._sequence = 0
         self.deltas = 0
         self.delta_bytes = 0
         self.chunks_asked_again = 0
@@ -79,6 +86,7 @@ class Intake:
         self._deltas, self._dense = Assembler(), Assembler()
         self._awaited.clear()
         self._asked.clear()
+        self._sequence = 0
         tables = []
         for name in self._holder.held(self._leader):
             try:
@@ -96,8 +104,15 @@ class Intake:
         )
 
     def take(self, message: sync_pb2.FollowResponse) -> list[sync_pb2.FollowRewind]:
-        """Apply one message; returns what to ask for again. InvalidArgumentError: the leader does not keep to the
-        protocol, and the call should be given up."""
+        """Apply one message; returns what to ask for again. A repeated message changes nothing.
+
+        InvalidArgumentError: the leader does not keep to the protocol, or a message is missing: give up the call.
+        """
+        if message.sequence <= self._sequence:
+            return []
+        if message.sequence > self._sequence + 1:
+            raise InvalidArgumentError("FollowResponse.sequence", f"{message.sequence} came after {self._sequence}")
+        self._sequence = message.sequence
         kind = message.WhichOneof("kind")
         if kind == "deltas":
             for part in message.deltas.parts:
@@ -134,9 +149,7 @@ class Intake:
 
     def _take_part(self, part: sync_pb2.DeltaPart) -> None:
         value = self._deltas.add((part.table, part.chunk), part.offset, part.length, part.data)
-        for key in self._deltas.lost:
-            self._ask_again(key)
-        self._deltas.lost.clear()
+        self._ask_for_lost()
         table = self._mine(part.table) if value is not None else None
         if value is None or table is None:
             return
@@ -145,6 +158,8 @@ class Intake:
             table.apply(value)
         except CorruptDeltaError:
             self._ask_again(key)
+        except WrongShardError as error:
+            raise InvalidArgumentError("DeltaPart.data", str(error)) from error
         except DeltaGapError:
             if key not in self._awaited:
                 self._ask_again(key)
@@ -170,7 +185,14 @@ class Intake:
         self._asked[name].add(chunk)
         self.chunks_asked_again += 1
 
+    def _ask_for_lost(self) -> None:
+        for key in self._deltas.lost:
+            self._ask_again(key)
+        self._deltas.lost.clear()
+
     def _take_heartbeat(self, heartbeat: sync_pb2.Heartbeat) -> None:
+        self._deltas.abandon()
+        self._ask_for_lost()
         for message in heartbeat.tables:
             table = self._mine(message.table)
             if table is not None:

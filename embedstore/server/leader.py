@@ -9,6 +9,7 @@ server's pool: give the pool ``followers_max`` threads more than requests need.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -25,6 +26,8 @@ from embedstore.v1 import sync_pb2, sync_pb2_grpc
 
 if TYPE_CHECKING:
     from embedstore.table_set import TableSet
+
+log = logging.getLogger(__name__)
 
 FOLLOWERS_MAX = 16
 WANTS_TIMEOUT_S = 10.0
@@ -63,7 +66,7 @@ class _Call:
                 self._take(request)
         except grpc.RpcError:  # cancelled or cut off, which ends the call as a half-close does
             pass
-        except (InvalidArgumentError, EmbedstoreError) as error:
+        except Exception as error:
             self._error = error
         finally:
             self.end()
@@ -148,8 +151,8 @@ class _Call:
 class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
     """Serves ``Follow`` from any set of tables: a shard's, or a follower's own, so that followers can be chained.
 
-    ``epoch``: the assignment that is served. ``ready``: whether the tables are complete; until then followers are
-    turned away as UNAVAILABLE and come back, so that nobody takes an unfinished recovery for a dropped table. At
+    ``epoch``: the assignment that is served. Until ``ready`` says so, and while the tables are an incomplete copy,
+    calls are refused as UNAVAILABLE and come back, so that nobody takes an unfinished recovery for a dropped table. At
     ``followers_max`` calls the next one is refused as RESOURCE_EXHAUSTED. Safe to call from any thread.
     """
 
@@ -206,13 +209,17 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
                 call.raise_error()
             finally:
                 self._forget(call)
-        except (InvalidArgumentError, EmbedstoreError) as error:
+        except Exception as error:
+            if not isinstance(error, EmbedstoreError | InvalidArgumentError):
+                log.error("a follower's call failed over a bug", exc_info=error)
             context.abort_with_status(to_status(error))
 
     def _admit(self, call: _Call) -> None:
         with self._lock:
-            if self._closed or not self._ready():
-                raise UnavailableError("leader", "is stopping" if self._closed else "is not ready yet")
+            if self._closed:
+                raise UnavailableError("leader", "is stopping")
+            if not self._ready() or not self._tables.as_of_ms(self._clock_ms()):
+                raise UnavailableError("leader", "is not ready yet")
             if len(self._calls) >= self._followers_max:
                 raise LimitError("followers", len(self._calls) + 1, self._followers_max)
             self._calls.add(call)
@@ -225,6 +232,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
                 return
             self._calls.remove(call)
         self._tables.follower_left()
+        self._tables.notify()
 
     def _serve(self, call: _Call) -> Iterator[sync_pb2.FollowResponse]:
         request = call.wants(WANTS_TIMEOUT_S)

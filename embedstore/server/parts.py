@@ -7,10 +7,9 @@ finishes costs no more than the largest value allowed. Nothing here is thread-sa
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 PART_BYTES_MAX = 1 << 20
 VALUE_BYTES_MAX = 1 << 30
-_DELTA_HEADER = struct.Struct("<8xI20xQ16xQQ")
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -72,6 +70,12 @@ class Assembler(Generic[Key]):
         self._key, self._length, self._parts, self._have = key, length, [], 0
         return self._append(data)
 
+    def abandon(self) -> None:
+        """No more parts of an unfinished value will come: it is lost."""
+        if self._key is not None:
+            self.lost.append(self._key)
+            self._reset()
+
     def _append(self, data: bytes) -> bytes | None:
         self._parts.append(data)
         self._have += len(data)
@@ -89,21 +93,6 @@ class Assembler(Generic[Key]):
 
     def _reset(self) -> None:
         self._key, self._length, self._parts, self._have = None, 0, [], 0
-
-
-class DeltaCursor(NamedTuple):
-    """Which versions of a chunk a delta carries; ``from_version`` 0: the whole chunk."""
-
-    chunk: int
-    incarnation: int
-    from_version: int
-    to_version: int
-
-
-def delta_cursor(delta: bytes) -> DeltaCursor:
-    """Read the header of a delta that a table made; see docs/formats/delta.md. Checks nothing, as apply() does."""
-    chunk, incarnation, from_version, to_version = _DELTA_HEADER.unpack_from(delta)
-    return DeltaCursor(chunk, incarnation, from_version, to_version)
 
 
 @dataclass(frozen=True)
