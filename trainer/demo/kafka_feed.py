@@ -6,23 +6,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import NewTopic
 
 from trainer.demo.freshness import FreshnessProbe
 from trainer.demo.processes import DemoError
 from trainer.demo.script import Script
 from trainer.events import ActivityEvent
-from trainer.sources.world import ACTIONS, SURFACES
+from trainer.produce import produce
+from trainer.sources.world import ACTIONS, BLOCK_EVENTS, SURFACES
 
 BROKER = Path(__file__).resolve().parents[2] / "deploy" / "kafka" / "broker.py"
 TOPIC = "activity"
 NUM_PARTITIONS = 2
-TICK_S = 0.01
-SEND_MAX = 2000
 
 
 class KafkaFeed:
@@ -34,22 +32,17 @@ class KafkaFeed:
         self._script = script
         self._data_dir = data_dir
         self._sent = 0
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
         self._probe: FreshnessProbe | None = None
         self.start_s = 0.0
         try:
-            self._address = _broker("start", data_dir)
-            with_admin = KafkaAdminClient(bootstrap_servers=self._address)
-            try:
-                with_admin.create_topics([NewTopic(TOPIC, NUM_PARTITIONS, 1)])
-            finally:
-                with_admin.close()
+            self.uri = f"kafka://{_broker('start', data_dir)}/{TOPIC}"
+            produce((), self.uri, partitions=NUM_PARTITIONS)
         except BaseException:
             self.close()
             raise
-        self.uri = f"kafka://{self._address}/{TOPIC}"
 
     def begin(self, probe: FreshnessProbe) -> None:
         """Send from now on, each event at its due time; an item's first event is the moment it is handed to Kafka."""
@@ -75,43 +68,33 @@ class KafkaFeed:
 
     def _run(self) -> None:
         try:
-            producer = KafkaProducer(bootstrap_servers=self._address, linger_ms=5, acks=1)
-            try:
-                while self._sent < self._script.events and not self._stop.wait(TICK_S):
-                    self._send_due(producer)
-                producer.flush(timeout=10)
-            finally:
-                producer.close(timeout=10)
+            produce(self._events(), self.uri)
         except Exception as error:  # handed to the demo's thread by check()
             self._failure = error
 
-    def _send_due(self, producer: KafkaProducer) -> None:
-        world = self._script.world
-        due = int((time.time() - self.start_s) * world.spec.rate)
-        begin, end = self._sent, min(due, self._sent + SEND_MAX, self._script.events)
-        if begin >= end:
-            return
-        block = world.events(begin, end)
-        start_ms = int(self.start_s * 1000)
-        new = np.isin(np.arange(begin, end), self._script.first_positions)
-        for index in range(end - begin):
-            event = ActivityEvent(
-                user_id=int(block.users[index]),
-                item_id=int(block.items[index]),
-                action=ACTIONS[block.actions[index]],
-                event_time_ms=start_ms + int((begin + index) * 1000 / world.spec.rate),
-                surface=SURFACES[block.surfaces[index]],
-                session_id=int(block.sessions[index]),
-            )
-            if new[index] and self._probe is not None:
-                self._probe.expect(block.items[index : index + 1], np.array([time.time()]))
-            # One user's events stay in order: they share a partition.
-            future = producer.send(TOPIC, event.to_protobuf(), partition=int(block.users[index]) % NUM_PARTITIONS)
-            future.add_errback(self._on_error)
-        self._sent = end
-
-    def _on_error(self, error: BaseException) -> None:
-        self._failure = error
+    def _events(self) -> Iterator[ActivityEvent]:
+        """Every event at its due time, until somebody says stop."""
+        script, spec = self._script, self._script.world.spec
+        is_first = np.zeros(script.events, bool)
+        is_first[script.first_positions] = True
+        for begin in range(0, script.events, BLOCK_EVENTS):
+            end = min(begin + BLOCK_EVENTS, script.events)
+            block = script.world.events(begin, end)
+            for index, position in enumerate(range(begin, end)):
+                due_s = self.start_s + position / spec.rate
+                if self._stop.wait(max(due_s - time.time(), 0.0)):
+                    return
+                if is_first[position] and self._probe is not None:
+                    self._probe.expect(block.items[index : index + 1], np.array([time.time()]))
+                self._sent = position + 1
+                yield ActivityEvent(
+                    user_id=int(block.users[index]),
+                    item_id=int(block.items[index]),
+                    action=ACTIONS[block.actions[index]],
+                    event_time_ms=int(due_s * 1000),
+                    surface=SURFACES[block.surfaces[index]],
+                    session_id=int(block.sessions[index]),
+                )
 
 
 def _broker(command: str, data_dir: Path) -> str:
