@@ -326,9 +326,11 @@ class Checkpointer:
                 cursor = (0, 0) if _needs_base(blobs, sparse) else (old.incarnation, old.version)
                 delta = table.delta(old.chunk, *cursor)
                 info = delta_info(delta)
-                incarnation, version = info.incarnation, info.to_version
+                cursor = (info.incarnation, info.to_version)
                 blobs = (writer.append(delta),) if info.full else (*blobs, writer.append(delta))
-            passed.append(ChunkRecord(old.chunk, incarnation, version, clock_ms, watermarks[old.chunk], blobs))
+            else:
+                cursor = (incarnation, version)
+            passed.append(ChunkRecord(old.chunk, *cursor, clock_ms, watermarks[old.chunk], blobs))
         return tuple(passed)
 
     def _commit(

@@ -123,10 +123,6 @@ class TableSet:
         """Unix seconds of the last checkpoint; 0: none."""
         return 0.0
 
-    def as_of_ms(self, now_ms: int) -> int:
-        """Up to which moment everything is in these tables, given unix milliseconds: here, where pushes arrive, now."""
-        return now_ms
-
     def corrupt_chunks(self) -> int:
         """Chunks that fell back at the start."""
         return 0
