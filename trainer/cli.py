@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ("trainer.demo.command", "Watch shards, a follower and a trainer learn from a live stream."),
     "convert": ("trainer.convert", "Turn a data set into an event file."),
     "produce": ("trainer.produce", "Send an event file to a Kafka topic."),
+    "stream": ("trainer.stream", "Learn from a stream while it comes in, and say how well."),
 }
 """Command -> the module whose ``app`` runs it, and what the overview says about it."""
 
