@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +51,7 @@ def as_batch(events: list[Event], begin: int, end: int, stream: str) -> EventBat
 def batches(log: list[Event], first: int, cuts: list[int]) -> list[EventBatch]:
     """The log from place ``first`` on, cut before the places ``cuts``."""
     bounds = sorted({first, *(cut for cut in cuts if first < cut < len(log)), len(log)})
-    spans = zip(bounds[:-1], bounds[1:], strict=True)
+    spans = itertools.pairwise(bounds)
     return [as_batch(log[a:b], 2 * a, 2 * b, log[0].stream) for a, b in spans]
 
 
