@@ -67,6 +67,10 @@ class FreshnessProbe:
                 raise self._failure
             return [Sight(first - start_s, wait) for first, wait in self._seen]
 
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread has ended by itself, which it does only after a failure."""
+        self._thread.join(timeout_s)
+
     def stop(self) -> None:
         """End the thread and wait for it."""
         self._stop.set()
