@@ -212,10 +212,11 @@ class Feed:
 
     def rewind(self, message: sync_pb2.FollowRewind) -> None:
         """The follower stands elsewhere than it was thought to; a table that is not being sent is ignored."""
-        cursors = Cursors.from_proto(message.cursors)
-        feed = self._tables.get(message.cursors.table)
-        if feed is not None:
-            feed.rewind(cursors, whole_table=message.whole_table)
+        name, cursors = message.cursors.table, Cursors.from_proto(message.cursors)
+        if name in self._tables:
+            self._tables[name].rewind(cursors, whole_table=message.whole_table)
+        elif name in self._wanted:
+            self._wanted[name] = cursors if message.whole_table else self._wanted[name].then(cursors)
 
     def _catalogue(self) -> Iterator[sync_pb2.FollowResponse]:
         """Tables that went, came, or changed their spec."""

@@ -110,6 +110,15 @@ class Cursors:
         zeros = np.zeros(len(chunks), np.uint64)
         return cls(np.array(chunks, np.uint32), zeros, zeros)
 
+    def then(self, later: Cursors) -> Cursors:
+        """Both; of equal chunks the later one counts."""
+        mine = ~np.isin(self.chunks, later.chunks)
+        return Cursors(
+            np.concatenate([self.chunks[mine], later.chunks]),
+            np.concatenate([self.incarnations[mine], later.incarnations]),
+            np.concatenate([self.versions[mine], later.versions]),
+        )
+
     def to_proto(self, table: str) -> sync_pb2.TableCursors:
         """The message for ``table``."""
         return sync_pb2.TableCursors(

@@ -143,6 +143,12 @@ class Following(RuleBasedStateMachine):
         else:
             self.stores[shard].create_table(table)
 
+    @rule(shard=st.integers(0, 1), table=st.sampled_from(SPECS))
+    def remake(self, shard: int, table: TableSpec) -> None:
+        if self.has(shard, table):
+            self.stores[shard].drop_table(table.name)
+            self.stores[shard].create_table(table)
+
     @rule(shard=st.integers(0, 1), lr=st.sampled_from([0.5, 1.0]))
     def alter(self, shard: int, lr: float) -> None:
         if self.has(shard, SPECS[0]):
@@ -165,14 +171,19 @@ class Following(RuleBasedStateMachine):
         self.wires[shard].deliver()
 
     @rule(shard=st.integers(0, 1), seed=st.integers(0, 2**32 - 1))
-    def disturb(self, shard: int, seed: int) -> None:
-        """Lose, repeat, swap or damage something that is on the way."""
-        rng = random.Random(seed)
-        way = self.wires[shard].way
+    def disturbed_round(self, shard: int, seed: int) -> None:
+        """Lose, repeat, swap or damage something that is on the way, and let the rest arrive."""
+        self.send(shard, INTERVAL_MS)
+        self.disturb(self.wires[shard].way, random.Random(seed))
+        self.deliver(shard)
+
+    def disturb(self, way: list[sync_pb2.FollowResponse], rng: random.Random) -> None:
         if not way:
             return
         at = rng.randrange(len(way))
-        kind = rng.choice(["lose", "repeat", "swap", "damage", "lose part", "repeat part"])
+        kind = rng.choice(["lose", "repeat", "swap", "damage", "damage", "damage", "cut", "repeat part"])
+        if kind in ("damage", "cut", "repeat part"):
+            at = next((i for i, message in enumerate(way) if message.deltas.parts), at)
         parts = way[at].deltas.parts
         if kind == "lose":
             del way[at]
@@ -186,7 +197,7 @@ class Following(RuleBasedStateMachine):
             data = bytearray(part.data)
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             part.data = bytes(data)
-        elif parts and kind == "lose part":
+        elif parts and kind == "cut":
             part = rng.choice(parts)
             part.data = part.data[: rng.randrange(len(part.data))]
         elif parts:
@@ -291,4 +302,4 @@ def _content(table: Any, chunk: int) -> dict[int, tuple[bytes, int, int]]:
 
 
 TestFollowing = Following.TestCase
-TestFollowing.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, print_blob=True)
+TestFollowing.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, print_blob=True)
