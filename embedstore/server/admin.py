@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import grpc
 
@@ -22,7 +23,7 @@ class AdminService:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    def handler(self, guard: Guard) -> grpc.GenericRpcHandler:
+    def handler(self, guard: Guard) -> grpc.GenericRpcHandler[Any, Any]:
         """All methods, ready to be registered."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

@@ -28,7 +28,7 @@ class EmbeddingService:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    def handler(self, guard: Guard) -> grpc.GenericRpcHandler:
+    def handler(self, guard: Guard) -> grpc.GenericRpcHandler[Any, Any]:
         """All methods, ready to be registered."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

@@ -33,7 +33,7 @@ class Guard:
             try:
                 return handle(data)
             except Exception as error:
-                self._refuse(error, context)
+                self.refuse(error, context)
 
         return grpc.unary_unary_rpc_method_handler(call)
 
@@ -51,11 +51,12 @@ class Guard:
                 for message in handle(parse(kind, data)):
                     yield message.SerializeToString()
             except Exception as error:
-                self._refuse(error, context)
+                self.refuse(error, context)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
-    def _refuse(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+    def refuse(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+        """End the call with the status of ``error``."""
         if isinstance(error, WrongShardError | StaleEpochError) and error.topology is None:
             error.topology = self._topology()
         if not isinstance(error, EmbedstoreError | InvalidArgumentError):

@@ -1,0 +1,27 @@
+"""The ``embedstore`` command: run shards and followers, look after tables.
+
+``embedstore serve`` is a shard or a follower; ``embedstore table`` and ``embedstore shard`` talk to running ones.
+Output is for people, or JSON lines with ``--json``. Any refusal is one line on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from embedstore.cli import serve, shard, table
+
+app = typer.Typer(
+    name="embedstore",
+    help="A collision-less embedding store that learns from a live stream.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("serve")(serve.serve)
+app.add_typer(table.app, name="table")
+app.add_typer(shard.app, name="shard")
+
+
+def main() -> None:
+    """Entry point of the ``embedstore`` command."""
+    app()

@@ -1,0 +1,96 @@
+"""Settings of a serving process: flags, then ``EMBEDSTORE_`` variables, then a TOML file, then defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from embedstore.cli.tables import parse_tables, read_tables, read_toml
+from embedstore.errors import InvalidArgumentError
+from embedstore.server.shard import ShardOptions
+
+PORT_DEFAULT = 7600
+
+
+class ServeSettings(BaseSettings):
+    """Everything that ``embedstore serve`` can be told.
+
+    ``shard``: "i/n". ``tables``: a TOML file, or sections [tables.NAME] of the configuration file itself. ``peers`` and
+    ``follow``: "host:port,host:port".
+    """
+
+    model_config = SettingsConfigDict(env_prefix="EMBEDSTORE_", extra="forbid", frozen=True)
+
+    listen: str = f"127.0.0.1:{PORT_DEFAULT}"
+    shard: str = "0/1"
+    data: Path | None = None
+    tables: Path | dict[str, Any] | None = None
+    peers: str = ""
+    follow: str = ""
+    checkpoint_interval_s: float = 5.0
+    drain_s: float = 10.0
+    workers: int = 32
+    requests_max: int = 1024
+    followers_max: int = 16
+    sync_interval_ms: int = 200
+    heartbeat_interval_ms: int = 500
+
+    def options(self) -> ShardOptions:
+        """As the server takes them; :class:`InvalidArgumentError` names a bad one."""
+        index, slash, count = self.shard.partition("/")
+        if not slash or not index.isdecimal() or not count.isdecimal():
+            raise InvalidArgumentError("shard", f'must be "i/n", such as "0/2", not {self.shard!r}')
+        tables = self.tables
+        specs = read_tables(tables) if isinstance(tables, Path) else parse_tables(tables or {})
+        return ShardOptions(
+            listen=self.listen,
+            shard=int(index),
+            num_shards=int(count),
+            data=self.data,
+            tables=specs,
+            peers=_addresses(self.peers),
+            follow=_addresses(self.follow),
+            checkpoint_interval_s=self.checkpoint_interval_s,
+            drain_s=self.drain_s,
+            workers=self.workers,
+            requests_max=self.requests_max,
+            followers_max=self.followers_max,
+            sync_interval_ms=self.sync_interval_ms,
+            heartbeat_interval_ms=self.heartbeat_interval_ms,
+        )
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> ServeSettings:
+    """Settings from everywhere; flags that are None were not given. :class:`InvalidArgumentError` names a bad field."""
+    content = read_toml(config) if config is not None else {}
+
+    class _WithFile(ServeSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, content)
+
+    try:
+        return _WithFile(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidArgumentError(".".join(map(str, first["loc"][:1])), first["msg"]) from error
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",")) if text else ()

@@ -1,0 +1,63 @@
+"""How commands speak: tables for people, JSON lines for programs, one line for a refusal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from embedstore.client import RemoteStore, connect
+from embedstore.errors import EmbedstoreError, InvalidArgumentError
+
+Servers = Annotated[
+    str,
+    typer.Option(
+        "--servers", "-s", envvar="EMBEDSTORE_SERVERS", help="Shards, host:port,host:port; any one is enough."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+TimeoutS = Annotated[float, typer.Option("--timeout-s", help="Give up on a silent shard after this long.")]
+SERVERS_DEFAULT = "localhost:7600"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the command with exit code 1 and one line on stderr when something is refused."""
+    try:
+        yield
+    except (EmbedstoreError, InvalidArgumentError) as error:
+        typer.echo(f"embedstore: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def connected(servers: str, timeout_s: float) -> Iterator[RemoteStore]:
+    """A store on ``servers``, for one command."""
+    with one_line_errors(), connect(servers, timeout_s=timeout_s, retry_s=timeout_s) as store:
+        yield store
+
+
+def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> None:
+    """Print rows that share their keys."""
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row, default=str))
+        return
+    table = Table(title=title)
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="right" if isinstance(rows[0][name], int | float) else "left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(file=sys.stdout).print(table if rows else f"no {title}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

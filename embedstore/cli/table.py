@@ -1,0 +1,96 @@
+"""``embedstore table``: list, create, drop and describe tables of running shards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, show
+from embedstore.cli.tables import read_tables
+from embedstore.errors import TableNotFoundError
+from embedstore.spec import TableSpec
+
+app = typer.Typer(help="List, create, drop and describe tables.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The table's name.")]
+
+
+@app.command("list")
+def list_tables(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0) -> None:
+    """List all tables with their sizes over all shards."""
+    with connected(servers, timeout_s) as store:
+        stats = store.stats().tables
+        rows = [_row(spec, stats.get(name)) for name, spec in sorted(store.tables().items())]
+    show(rows, as_json=as_json, title="tables")
+
+
+@app.command()
+def create(
+    file: Annotated[Path, typer.Argument(help="TOML file with a section [tables.NAME] a table.")],
+    servers: Servers = SERVERS_DEFAULT,
+    as_json: AsJson = False,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Create the tables of a file on every shard; one that exists with the same spec stays as it is."""
+    with connected(servers, timeout_s) as store:
+        rows = [{"table": spec.name, "created": store.create_table(spec)} for spec in read_tables(file)]
+    show(rows, as_json=as_json, title="tables")
+
+
+@app.command()
+def drop(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    servers: Servers = SERVERS_DEFAULT,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """Drop a table and all its rows."""
+    with connected(servers, timeout_s) as store:
+        if name not in store.tables():
+            raise TableNotFoundError(name)
+        if not yes:
+            typer.confirm(f"Drop table {name!r} and all its rows on {len(store.peers)} shards?", abort=True)
+        store.drop_table(name)
+    typer.echo(f"dropped {name}")
+
+
+@app.command()
+def describe(
+    name: Name, servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0
+) -> None:
+    """Everything about one table: its spec and its counters over all shards."""
+    with connected(servers, timeout_s) as store:
+        spec = store.tables().get(name)
+        if spec is None:
+            raise TableNotFoundError(name)
+        stats = store.stats().tables[name]
+    facts: dict[str, Any] = {**_flat(spec), **asdict(stats)}
+    if as_json:
+        show([facts], as_json=True, title=name)
+    else:
+        show([{"field": key, "value": str(value)} for key, value in facts.items()], as_json=False, title=name)
+
+
+def _row(spec: TableSpec, stats: Any) -> dict[str, Any]:
+    return {
+        "table": spec.name,
+        "dim": spec.dim,
+        "optimizer": type(spec.optimizer).__name__,
+        "lr": spec.optimizer.lr,
+        "chunks": spec.num_chunks,
+        "rows": stats.rows if stats else 0,
+        "memory_bytes": stats.memory_bytes if stats else 0,
+    }
+
+
+def _flat(spec: TableSpec) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for key, value in asdict(spec).items():
+        if isinstance(value, dict):
+            facts[key] = type(getattr(spec, key)).__name__
+            facts.update({f"{key}.{name}": item for name, item in value.items()})
+        else:
+            facts[key] = value
+    return facts

@@ -1,0 +1,244 @@
+"""One serving process: a shard with its data, or a follower.
+
+Its life: the port opens (Topology and health answer, everything else is UNAVAILABLE), the store recovers or
+synchronises, requests are answered, and at the end the process says that it is not serving, stops accepting, ends its
+followers' calls, lets what is in flight finish and writes a last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from embedstore import _native
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
+from embedstore.peers import parse_addresses
+from embedstore.placement import check_shard
+from embedstore.server import admin, embedding
+from embedstore.server.feed import Pace
+from embedstore.server.follow import FollowerStore, follow
+from embedstore.server.interceptors import Guard
+from embedstore.server.leader import FOLLOWERS_MAX, SyncServicer
+from embedstore.server.serving import Serving
+from embedstore.spec import TableSpec
+from embedstore.status import METADATA_BYTES_MAX, Topology
+from embedstore.store import LocalStore
+from embedstore.table_set import TableSet
+from embedstore.v1 import sync_pb2_grpc
+from embedstore.wire import MESSAGE_BYTES_MAX
+
+_native.tune_allocator()
+
+log = logging.getLogger("embedstore.server")
+SYNC_SERVICE = "embedstore.v1.SyncService"
+SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
+EPOCH = 1
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # two processes on one port would share its clients at random
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What a serving process is told at its start.
+
+    ``listen``: host:port, port 0 for a free one. ``data``: directory, None for memory only. ``peers``: addresses of all
+    shards in order, or none. ``follow``: leaders' addresses; then this is a follower and has no shard, data or tables.
+    ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
+    """
+
+    listen: str
+    shard: int = 0
+    num_shards: int = 1
+    data: Path | None = None
+    tables: Sequence[TableSpec] = ()
+    peers: Sequence[str] = ()
+    follow: Sequence[str] = ()
+    checkpoint_interval_s: float = 5.0
+    drain_s: float = 10.0
+    workers: int = 32
+    requests_max: int = 1024
+    followers_max: int = FOLLOWERS_MAX
+    sync_interval_ms: int = 200
+    heartbeat_interval_ms: int = 500
+
+    def __post_init__(self) -> None:
+        check_shard(self.shard, self.num_shards)
+        for name in ("checkpoint_interval_s", "drain_s", "workers", "requests_max", "followers_max"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgumentError(name, f"must be positive, not {getattr(self, name)!r}")
+        if self.peers and len(parse_addresses(self.peers)) != self.num_shards:
+            raise InvalidArgumentError("peers", f"must name all {self.num_shards} shards in order")
+        if self.follow:
+            parse_addresses(self.follow)
+            for name in ("data", "tables", "peers"):
+                if getattr(self, name):
+                    raise InvalidArgumentError(name, "a follower has none")
+            if self.num_shards != 1:
+                raise InvalidArgumentError("shard", "a follower has none")
+        host, colon, port = self.listen.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
+            raise InvalidArgumentError("listen", f"must be host:port, not {self.listen!r}")
+
+
+class Shard:
+    """A serving process, from :meth:`start` to :meth:`stop`; both are for one thread, requests come in many."""
+
+    def __init__(self, options: ShardOptions) -> None:
+        self.options = options
+        topology = Topology(EPOCH, tuple(options.peers), options.num_shards)
+        self._serving = Serving(topology, options.shard, follower=bool(options.follow))
+        self._health = health.HealthServicer()
+        self._stop = threading.Event()
+        self._store: LocalStore | FollowerStore | None = None
+        self._sync: SyncServicer | None = None
+        self._background: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._server = self._new_server()
+
+    @property
+    def address(self) -> str:
+        """host:port as it was opened; known after :meth:`start`."""
+        return self._serving.address
+
+    def start(self) -> None:
+        """Open the port, then the data. An error (:class:`EmbedstoreError`, :class:`InvalidArgumentError`) leaves
+        neither open. A shard is ready when this returns; a follower after :meth:`wait_ready`."""
+        self._open_port()
+        try:
+            self._open_store()
+        except BaseException:
+            self._server.stop(0).wait()
+            raise
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until requests are answered."""
+        return self._ready.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Drain, write a last checkpoint, release everything. Requests that take over ``drain_s`` are cut off."""
+        self._stop.set()
+        self._health.enter_graceful_shutdown()
+        if self._sync is not None:
+            self._sync.close()
+        self._server.stop(self.options.drain_s).wait()
+        if self._background is not None:
+            self._background.join()
+        if self._store is not None:
+            self._store.close()
+
+    # -- opening
+
+    def _new_server(self) -> grpc.Server:
+        options = self.options
+        server = grpc.server(
+            ThreadPoolExecutor(options.workers + options.followers_max, thread_name_prefix="request"),
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=options.requests_max + options.followers_max,
+        )
+        guard = Guard(lambda: self._serving.topology)
+        server.add_generic_rpc_handlers(
+            (
+                embedding.EmbeddingService(self._serving).handler(guard),
+                admin.AdminService(self._serving).handler(guard),
+            )
+        )
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(_WhenReady(self._serving, guard), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            server,
+        )
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        return server
+
+    def _set_health(self, status: Any) -> None:
+        for service in ("", *SERVICES):
+            self._health.set(service, status)
+
+    def _open_port(self) -> None:
+        listen = self.options.listen
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise UnavailableError(listen, "cannot listen there; is the port in use?") from error
+        if not port:
+            raise UnavailableError(listen, "cannot listen there; is the port in use?")
+        self._serving.address = f"{listen.rpartition(':')[0]}:{port}"
+        self._server.start()
+
+    def _open_store(self) -> None:
+        options = self.options
+        if options.follow:
+            follower = follow(",".join(options.follow), sync_interval_ms=options.sync_interval_ms)
+            self._store = follower
+            self._background = threading.Thread(
+                target=self._await_sync, args=(follower,), name="await-sync", daemon=True
+            )
+        else:
+            store = LocalStore(options.data, options.tables, shard=options.shard, num_shards=options.num_shards)
+            self._store = store
+            self._background = threading.Thread(
+                target=self._checkpoints, args=(store,), name="checkpoints", daemon=True
+            )
+            self._serve(store)
+        self._background.start()
+
+    def _serve(self, store: TableSet) -> None:
+        options = self.options
+        self._sync = SyncServicer(
+            store,
+            pace=Pace(options.sync_interval_ms, options.heartbeat_interval_ms),
+            followers_max=options.followers_max,
+            epoch=lambda: self._serving.topology.epoch,
+        )
+        self._serving.serve(store, self._sync)
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._ready.set()
+
+    # -- in the background
+
+    def _checkpoints(self, store: LocalStore) -> None:
+        while not self._stop.wait(self.options.checkpoint_interval_s):
+            try:
+                store.checkpoint()
+            except EmbedstoreError as error:  # nothing is lost, and the next round tries again
+                log.error("checkpoint failed: %s", error)
+
+    def _await_sync(self, store: FollowerStore) -> None:
+        while not self._stop.is_set():
+            if store.wait_until(lambda: store.synced or self._stop.is_set(), 0.5) and store.synced:
+                self._serve(store)
+                return
+
+
+class _WhenReady(sync_pb2_grpc.SyncServiceServicer):
+    """Follow, once there is something to follow."""
+
+    def __init__(self, serving: Serving, guard: Guard) -> None:
+        self._serving = serving
+        self._guard = guard
+
+    def Follow(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """See sync.proto."""
+        try:
+            sync = self._serving.sync()
+        except UnavailableError as error:
+            self._guard.refuse(error, context)
+        return sync.Follow(request_iterator, context)
