@@ -186,7 +186,8 @@ class EmbeddingBag(TableModule):
         if offsets is not None:
             offsets = offsets.to(rows.device, index.dtype)
         elif index.numel() == 0:
-            return rows.new_zeros((ids.shape[0], self.embedding_dim), dtype=self._like.dtype)
+            # Nothing was pulled: the last row is the zero row.
+            return rows[-1:].expand(ids.shape[0], -1).to(self._like.dtype)
         if weights is not None:
             weights = weights.to(rows.device, rows.dtype)
         bags = functional.embedding_bag(
