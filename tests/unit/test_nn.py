@@ -144,8 +144,8 @@ def check_loop(open_store: Callable[..., Any], kind: str, loop: dict[str, Any]) 
     theirs_mixed = copy.deepcopy(mixed)
     own_dense = torch.optim.SGD(mixed.parameters(), lr=0.1) if loop["dense"] else None
     optimizer = es.nn.Optimizer(torch.nn.ModuleList(ours.values()), store, own_dense)
-    rows = [row for table in dense.values() for row in table.parameters()]
-    reference = torch_side(rows)
+    own_rows: list[torch.Tensor] = [row for table in dense.values() for row in table.parameters()]
+    reference = torch_side(own_rows)
     reference_dense = torch.optim.SGD(theirs_mixed.parameters(), lr=0.1 if loop["dense"] else 0.0)
     for number, micro_batches in enumerate(loop["accumulate"]):
         touched: dict[str, set[int]] = {name: set() for name in tables}
@@ -164,7 +164,7 @@ def check_loop(open_store: Callable[..., Any], kind: str, loop: dict[str, Any]) 
         if loop["max_norm"] is not None:
             live = [*optimizer.parameters(), *(() if loop["dense"] else mixed.parameters())]
             norm = torch.nn.utils.clip_grad_norm_(live, loop["max_norm"])
-            other = torch.nn.utils.clip_grad_norm_([*rows, *theirs_mixed.parameters()], loop["max_norm"])
+            other = torch.nn.utils.clip_grad_norm_([*own_rows, *theirs_mixed.parameters()], loop["max_norm"])
             torch.testing.assert_close(norm, other, rtol=1e-5, atol=1e-6)
         optimizer.step(event_time_ms=number)
         reference.step()
@@ -215,6 +215,7 @@ def test_bags_equal_torch_bags(
     (read * scale).sum().backward()
     (expected * scale).sum().backward()
     optimizer.step()
+    assert torch_bag.weight.grad is not None
     torch.testing.assert_close(stored(store), rows - torch_bag.weight.grad[:NUM_IDS], rtol=0, atol=1e-6)
 
 
