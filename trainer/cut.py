@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 MAGIC: Final = b"ESCUT\r\n\x1a"
 FORMAT: Final = 1
 FILE_NAME: Final = "cut"
-_HEADER = struct.Struct("<8sIIQ")
+_HEADER = struct.Struct("<8sII")
+_TEXT_SIZE = struct.Struct("<Q")
 _DTYPES = ("<f4", "<f8", "<i8", "<u8", "<i4", "|b1", "|u1")
 
 
@@ -70,19 +71,19 @@ def encode_cut(cut: Cut) -> bytes:
     for name, array in cut.arrays.items():
         blob = np.ascontiguousarray(array)
         blob = blob.astype(blob.dtype.newbyteorder("<"), copy=False)
-        directory.append([name, blob.dtype.str.replace(">", "<"), list(blob.shape), offset])
+        directory.append([name, blob.dtype.str, list(np.shape(array)), offset])
         blobs.append(blob.tobytes())
         offset += len(blobs[-1])
     text = json.dumps({"positions": dict(cut.positions), "values": dict(cut.values), "arrays": directory}).encode()
-    body = b"".join([text, *blobs])
-    return _HEADER.pack(MAGIC, FORMAT, crc32c.crc32c(body), len(text)) + body
+    body = b"".join([_TEXT_SIZE.pack(len(text)), text, *blobs])
+    return _HEADER.pack(MAGIC, FORMAT, crc32c.crc32c(body)) + body
 
 
 def decode_cut(data: bytes, label: str) -> Cut:
     """Read :func:`encode_cut`'s bytes back; ``label`` names them in errors."""
-    if len(data) < _HEADER.size:
+    if len(data) < _HEADER.size + _TEXT_SIZE.size:
         raise CorruptCheckpointError(label, f"{len(data)} bytes are too few for a cut")
-    magic, version, checksum, text_size = _HEADER.unpack_from(data)
+    magic, version, checksum = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise CorruptCheckpointError(label, "is no cut file")
     if version != FORMAT:
@@ -90,8 +91,9 @@ def decode_cut(data: bytes, label: str) -> Cut:
     body = memoryview(data)[_HEADER.size :]
     if crc32c.crc32c(body) != checksum:
         raise CorruptCheckpointError(label, "does not match its checksum")
-    parts = json.loads(bytes(body[:text_size]))
-    blobs = body[text_size:]
+    text_end = _TEXT_SIZE.size + _TEXT_SIZE.unpack_from(body)[0]
+    parts = json.loads(bytes(body[_TEXT_SIZE.size : text_end]))
+    blobs = body[text_end:]
     arrays = {name: _array(label, blobs, name, *entry) for name, *entry in parts["arrays"]}
     return Cut(parts["positions"], arrays, parts["values"])
 
