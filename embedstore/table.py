@@ -356,8 +356,8 @@ class Table:
     def _check_counts(self, counts: np.ndarray, num_ids: int) -> None:
         if counts.shape != (num_ids,) or (counts.size and counts.dtype.kind not in "iu"):
             raise InvalidArgumentError(self._label("counts"), f"must be integers [{num_ids}]")
-        if counts.size and not (counts.min() >= 1 and counts.max() < 2**32):
-            raise InvalidArgumentError(self._label("counts"), "must be in [1, 2**32)")
+        if counts.size and not (counts.min() >= 0 and counts.max() < 2**32):
+            raise InvalidArgumentError(self._label("counts"), "must be in [0, 2**32)")
 
     def _event_times(self, times: Any, num_ids: int, *, scalar_only: bool = False) -> tuple[np.ndarray | None, int]:
         """Event times as (int64 [n] or None, one for all or -1)."""
