@@ -35,7 +35,8 @@ def chunks_of_ids(ids: np.ndarray, num_chunks: int) -> np.ndarray:
     if num_chunks == 1:
         return np.zeros(len(ids), dtype=np.uint32)
     bits = num_chunks.bit_length() - 1
-    return (_native.mix64(ids) >> np.uint64(64 - bits)).astype(np.uint32)
+    chunks: np.ndarray = np.right_shift(np.asarray(_native.mix64(ids)), np.uint64(64 - bits)).astype(np.uint32)
+    return chunks
 
 
 def split(ids: np.ndarray, num_chunks: int, num_shards: int) -> list[np.ndarray | None]:

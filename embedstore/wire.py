@@ -160,8 +160,9 @@ class PullResponseWriter:
         writer.end(mark)
 
     def pieces(self) -> list[Any]:
-        """Everything collected, in order."""
-        return _checked(self._writer, "PullResponse").pieces
+        """Everything collected, in order; arrays as bytes."""
+        pieces = _checked(self._writer, "PullResponse").pieces
+        return [bytes(piece) if isinstance(piece, memoryview) else piece for piece in pieces]
 
     def join(self) -> bytes:
         """The message, when every piece is bytes-like."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from model_store import ModelStore
 
 import embedstore as es
 from embedstore.interface import Store
+from embedstore.server.shard import Shard, ShardOptions
 from embedstore.spec import TableSpec
 
 
@@ -79,4 +80,30 @@ def _path(directory: Path, tables: Sequence[TableSpec]) -> Iterator[StoreHandle]
         yield StoreHandle(store, lambda: Writer(store))
 
 
-STORE_FACTORIES: dict[str, StoreFactory] = {"model": _model, "memory": _memory, "path": _path}
+def _remote(num_shards: int) -> StoreFactory:
+    @contextmanager
+    def opened(directory: Path, tables: Sequence[TableSpec]) -> Iterator[StoreHandle]:
+        with ExitStack() as stack:
+            addresses = []
+            for shard in range(num_shards):
+                options = ShardOptions("127.0.0.1:0", shard, num_shards, directory / str(shard), tables)
+                server = Shard(options)
+                server.start()
+                stack.callback(server.stop)
+                addresses.append(server.address)
+
+            def connect() -> Store:
+                return stack.enter_context(es.connect(addresses, timeout_s=10.0, retry_s=10.0))
+
+            yield StoreHandle(connect(), connect)
+
+    return opened
+
+
+STORE_FACTORIES: dict[str, StoreFactory] = {
+    "model": _model,
+    "memory": _memory,
+    "path": _path,
+    "remote-1": _remote(1),
+    "remote-2": _remote(2),
+}
