@@ -6,6 +6,7 @@ lock is also what keeps a second process out of the directory.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from embedstore.v1 import manifest_pb2, store_pb2
 
 FORMAT = 1
 STORE_KEY = b"store"
+_log = logging.getLogger(__name__)
 
 
 def table_key(name: str) -> bytes:
@@ -113,15 +115,22 @@ class Manifest:
         options = WriteOptions()
         options.sync = True
         with self._lock:
-            if self._db is None:
-                self._db = self._open()
             try:
+                if self._db is None:
+                    self._db = self._open()
                 self._db.write(batch, options)
             except Exception as problem:
                 # After a failed write RocksDB may refuse all others; opened again, it is as good as the disk is.
-                self._db.close()
-                self._db = None
+                self._abandon()
                 raise CheckpointFailedError(str(self._path), str(problem)) from problem
+
+    def _abandon(self) -> None:
+        database, self._db = self._db, None
+        try:
+            if database is not None:
+                database.close()
+        except Exception as problem:
+            _log.warning("closing a manifest that could not be written: %s", problem)
 
     def close(self) -> None:
         """Give the directory back."""
