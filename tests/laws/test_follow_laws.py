@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Origin
-from embedstore.placement import chunks_of_ids, chunks_of_shard
+from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk
 from embedstore.server.feed import Feed, Pace
 from embedstore.server.intake import Intake
 from embedstore.server.replica import Replica
@@ -29,7 +29,7 @@ from embedstore.v1 import sync_pb2
 NUM_SHARDS = 2
 NUM_CHUNKS = 4
 SPECS = [TableSpec("a", dim=2, optimizer=SGD(1.0), num_chunks=NUM_CHUNKS), TableSpec("b", dim=3, num_chunks=NUM_CHUNKS)]
-IDS = np.arange(24, dtype=np.uint64)
+IDS = np.arange(8, dtype=np.uint64)
 INTERVAL_MS = 100
 
 
@@ -108,7 +108,7 @@ class Following(RuleBasedStateMachine):
             self.wires.append(Wire(shard, store, self.replica, self.time))
         self.position = 0
         self.version = 0
-        self.history: dict[tuple[Any, ...], tuple[int, Any]] = {}
+        self.history: dict[tuple[Any, ...], tuple[int, Any, int]] = {}
 
     def owned(self, ids: np.ndarray, shard: int) -> np.ndarray:
         owned = chunks_of_shard(shard, NUM_SHARDS, NUM_CHUNKS)
@@ -236,19 +236,23 @@ class Following(RuleBasedStateMachine):
 
     @invariant()
     def no_chunk_claims_events_that_its_rows_lack(self) -> None:
-        """A chunk at a cursor of its leader has the rows and at most the watermarks that the leader had there."""
+        """A chunk at a cursor of its leader has the rows and at most the watermarks that the leader had there, and is
+        not said to be younger than the moment at which the leader left that cursor."""
         if not hasattr(self, "replica"):
             return
         for store in self.stores:
             for name, table in store.table_map().items():
                 for chunk, cursor, watermarks in _states(table):
-                    self.history[name, chunk, *cursor] = watermarks.get("s", 0), _content(table, chunk)
+                    key = name, chunk, *cursor
+                    self.history[key] = watermarks.get("s", 0), _content(table, chunk), self.time.now()
         for name, table in self.replica.table_map().items():
             for chunk, cursor, watermarks in _states(table):
                 if (name, chunk, *cursor) in self.history:
-                    position, content = self.history[name, chunk, *cursor]
+                    position, content, current_until_ms = self.history[name, chunk, *cursor]
                     assert watermarks.get("s", 0) <= position
                     assert _content(table, chunk) == content
+                    leader = shard_of_chunk(chunk, NUM_SHARDS, NUM_CHUNKS)
+                    assert self.wires[leader].intake.complete_until_ms <= current_until_ms
 
     def teardown(self) -> None:
         if not hasattr(self, "replica"):
