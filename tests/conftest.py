@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import pytest
+from kafka_broker import kafka
+
+__all__ = ["kafka"]
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

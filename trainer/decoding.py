@@ -136,7 +136,7 @@ class Decoder:
         set_aside = 0
         for (position, record), latest in zip(records, latest_ms, strict=False):
             try:
-                fields = _fields_of(record)
+                fields = fields_of(record)
                 check_fields(fields, latest)
             except InvalidArgumentError as error:
                 set_aside += 1
@@ -163,7 +163,8 @@ class Decoder:
         )
 
 
-def _fields_of(record: RawRecord) -> Fields:
+def fields_of(record: RawRecord) -> Fields:
+    """The parts of an event, unchecked; :class:`InvalidArgumentError` when there are none."""
     if isinstance(record, bytes):
         return decode_fields(record)
     if isinstance(record, Fields):

@@ -1,4 +1,4 @@
-"""Writing event files: checked, in time order, whole or not at all."""
+"""Event files as a whole: read event by event; written checked, in time order, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from embedstore.errors import InvalidArgumentError
-from trainer.decoding import SetAside
-from trainer.events import FUTURE_TOLERANCE_MS
+from trainer.decoding import SetAside, fields_of
+from trainer.events import FUTURE_TOLERANCE_MS, ActivityEvent
+from trainer.sources.files import open_event_file
 from trainer.sources.parquet import COLUMNS, convert_columns
 
 ROW_GROUP_ROWS = 65536
 JSON_ROWS = 8192
+READ_RECORDS = 8192
 ID_COLUMNS = ("user_id", "item_id", "session_id", "request_id")
 
 
@@ -51,6 +53,22 @@ class WriteReport:
 
 def _iso(time_ms: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_ms // 1000))
+
+
+def read_events(path: Path, set_aside: SetAside) -> Iterator[ActivityEvent]:
+    """The events of an event file as they are written there, in its order; bad records go to ``set_aside``."""
+    file = open_event_file(path)
+    try:
+        for begin in range(0, file.num_records, READ_RECORDS):
+            for position, record in file.records(begin, min(begin + READ_RECORDS, file.num_records)):
+                try:
+                    event = ActivityEvent.from_fields(fields_of(record))
+                except InvalidArgumentError as error:
+                    set_aside.report(str(path), position, error)
+                else:
+                    yield event
+    finally:
+        file.close()
 
 
 def write_events(

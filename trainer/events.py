@@ -103,7 +103,11 @@ class ActivityEvent:
     @classmethod
     def decode(cls, data: bytes) -> ActivityEvent:
         """Read either form back; raises :class:`InvalidArgumentError`."""
-        fields = decode_fields(data)
+        return cls.from_fields(decode_fields(data))
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ActivityEvent:
+        """The event of these parts; raises :class:`InvalidArgumentError`."""
         check_fields(fields)
         return cls(**{**fields._asdict(), "features": dict(fields.features or {})})
 

@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_MS = 15_000
 RECONNECT_BACKOFF_MS_MAX = 1000
-RECORDS_PER_FETCH = 8192
-RECORDS_BUFFERED_MAX = 8192
+RECORDS_PER_FETCH = 4096
+RECORDS_BUFFERED_MAX = 16384
 FETCH_BYTES_MAX = 16 << 20
+PARTITION_FETCH_BYTES_MAX = 256 << 10
 NO_TIMESTAMP = (-1, None)
 
 
@@ -46,7 +47,8 @@ class KafkaSource:
     Reading begins at the start of each partition's log; ``seek`` moves it. ``group``: offsets are committed under this
     name (for lag monitors; nothing is read back from it except by :meth:`committed`). A broker that goes away for a
     while costs empty polls; an event is in the future when it is ten minutes later than its record's timestamp
-    (``clock_ms`` where records have none). At most 8192 records a partition and two fetches wait in memory.
+    (``clock_ms`` where records have none). At most 20,480 records wait in memory besides the client's
+    one fetch a partition.
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class KafkaSource:
         self._buffers: dict[str, deque[Any]] = {stream: deque() for stream in self._parts}
         self._fetched_to: dict[str, int] = {}
         self._positions: dict[str, int] = {}
+        self._ends_seen = self.log_ends()
         self._decoder = Decoder()
         self.set_aside = self._decoder.set_aside
-        with self._typed():
-            self._consumer.assign(list(self._parts.values()))
+        self._assigned: list[str] = []
         self._move(self.streams())
 
     def _describe(self, topic: str) -> tuple[str, list[int]]:
@@ -103,6 +105,7 @@ class KafkaSource:
             isolation_level="read_committed",
             allow_auto_create_topics=False,
             fetch_max_bytes=FETCH_BYTES_MAX,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
             reconnect_backoff_max_ms=RECONNECT_BACKOFF_MS_MAX,
             bootstrap_timeout_ms=self._timeout_ms,
             request_timeout_ms=self._timeout_ms,
@@ -154,10 +157,9 @@ class KafkaSource:
 
     def _move(self, positions: Mapping[str, int]) -> None:
         for stream, position in positions.items():
-            with self._typed():
-                self._consumer.seek(self._parts[stream], int(position))
             self._buffers[stream].clear()
             self._positions[stream] = self._fetched_to[stream] = int(position)
+        self._assigned = []
 
     def poll(
         self, max_events: int, timeout_s: float, *, only: str | None = None, stop_at: Mapping[str, int] = NO_STOPS
@@ -172,18 +174,27 @@ class KafkaSource:
         return merge_batches(batches)
 
     def _fetch(self, wanted: list[str], timeout_s: float) -> None:
-        reading = {stream for stream in wanted if len(self._buffers[stream]) < RECORDS_BUFFERED_MAX}
+        if sum(map(len, self._buffers.values())) >= RECORDS_BUFFERED_MAX and any(map(self._buffers.get, wanted)):
+            return
         ready = any(self._fetched_to[stream] > self._positions[stream] for stream in wanted)
         with self._typed():
-            self._consumer.pause(*(part for stream, part in self._parts.items() if stream not in reading))
-            self._consumer.resume(*(self._parts[stream] for stream in reading))
+            self._assign(wanted)
             timeout_ms = 0 if ready else int(timeout_s * 1000)
             for part, records in self._consumer.poll(timeout_ms, max_records=RECORDS_PER_FETCH).items():
                 self._buffers[self._names[part]].extend(records)
                 self._fetched_to[self._names[part]] = records[-1].offset + 1
-            for stream in reading:
+            for stream in wanted:
                 reached = self._consumer.position(self._parts[stream], timeout_ms=0)
                 self._fetched_to[stream] = max(self._fetched_to[stream], reached or 0)
+
+    def _assign(self, wanted: list[str]) -> None:
+        """Read these alone. Not by pausing the others: a client that has parked their records may never read on."""
+        if wanted == self._assigned:
+            return
+        self._consumer.assign([self._parts[stream] for stream in wanted])
+        self._assigned = wanted
+        for stream in wanted:
+            self._consumer.seek(self._parts[stream], self._fetched_to[stream])
 
     def _share(self, wanted: list[str], max_events: int) -> dict[str, int]:
         """How many buffered records each stream gives: evenly, what one lacks going to the others."""
@@ -243,10 +254,9 @@ class KafkaSource:
 
     def lag_records(self) -> dict[str, int]:
         """Offsets not polled yet, as of the last fetch of each partition."""
-        return {
-            stream: max(0, (self._consumer.highwater(part) or self._positions[stream]) - self._positions[stream])
-            for stream, part in self._parts.items()
-        }
+        for stream in self._assigned:
+            self._ends_seen[stream] = self._consumer.highwater(self._parts[stream]) or self._ends_seen[stream]
+        return {stream: max(0, end - self._positions[stream]) for stream, end in self._ends_seen.items()}
 
     def close(self) -> None:
         """Close the connections; commits nothing."""
