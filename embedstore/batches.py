@@ -189,14 +189,24 @@ def _folded(part: TablePart) -> TablePart:
         counts = np.add.reduceat(part.counts[order].astype(np.uint64), starts)
         if int(counts.max()) > _COUNT_MAX:
             raise InvalidArgumentError(f"{part.table}.counts", f"of equal ids add up to over {_COUNT_MAX}")
-    times = part.event_times_ms
-    return TablePart(
-        part.table,
-        unique,
-        np.add.reduceat(part.grads[order], starts, axis=0),
-        np.ascontiguousarray(counts, np.uint32),
-        None if times is None else np.maximum.reduceat(times[order], starts),
-        part.lr,
+    grads = np.add.reduceat(part.grads[order], starts, axis=0)
+    folded = TablePart(part.table, unique, grads, np.ascontiguousarray(counts, np.uint32), None, part.lr)
+    return folded if part.event_times_ms is None else _with_times(folded, part.event_times_ms[order], starts)
+
+
+def _with_times(part: TablePart, times: np.ndarray, starts: np.ndarray) -> TablePart:
+    """The latest time of each id; where the earliest is another, an entry without gradient or count tells it too,
+    because a new row's first_seen is the earliest."""
+    latest, earliest = np.maximum.reduceat(times, starts), np.minimum.reduceat(times, starts)
+    differ = np.flatnonzero(latest != earliest)
+    if not len(differ):
+        return part._replace(event_times_ms=latest)
+    assert part.counts is not None
+    return part._replace(
+        ids=np.concatenate([part.ids, part.ids[differ]]),
+        grads=np.concatenate([part.grads, np.zeros((len(differ), part.grads.shape[1]), part.grads.dtype)]),
+        counts=np.concatenate([part.counts, np.zeros(len(differ), np.uint32)]),
+        event_times_ms=np.concatenate([latest, earliest[differ]]),
     )
 
 
