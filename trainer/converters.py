@@ -18,6 +18,9 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from embedstore.errors import InvalidArgumentError
+from embedstore.ids import hash_ids
+from trainer.events import ID_MAX
+from trainer.sources.files import cell_id
 
 LIKE_RATING_MIN = 3.5
 SEQUENCE_BEGIN_MS = 946_684_800_000
@@ -73,19 +76,13 @@ def read_s3rec(paths: Sequence[Path]) -> Converted:
 
 def read_globo(paths: Sequence[Path]) -> Converted:
     """Globo.com clicks in Parquet; environment and device make the surface, as in ``environment-4/device-1``."""
-    mapping = {
-        "user_id": "user_id",
-        "item_id": "click_article_id",
-        "event_time": "click_timestamp",
-        "session_id": "session_id",
-        "surface": "click_environment",
-        "request_id": "click_deviceGroup",
-    }
+    mapping = {"user_id": "user_id", "item_id": "click_article_id", "event_time": "click_timestamp"}
+    mapping |= {"session_id": "session_id", "surface": "click_environment", "request_id": "click_deviceGroup"}
     events, skipped = read_columns(paths, mapping, time_unit="ms", action_value="click")
     environment, device = (events.column(name).cast(pa.string()) for name in ("surface", "request_id"))
     surfaces = pc.binary_join_element_wise("environment-", environment, "/device-", device, "")
-    events = events.drop_columns(["request_id"])
-    return events.set_column(events.column_names.index("surface"), "surface", surfaces), skipped
+    events = events.drop_columns(["surface", "request_id"])
+    return events.append_column("surface", surfaces), skipped
 
 
 def read_columns(
@@ -101,8 +98,7 @@ def read_columns(
 
     ``mapping`` names ``user_id``, ``item_id``, ``event_time`` and optionally ``action`` (or ``action_value`` for all),
     ``surface``, ``session_id`` and ``request_id``. ``time_unit``: s, ms, us, ns or iso. ``header`` names the columns
-    of a CSV that has no header line. In CSV, an id column in which every cell is a whole number holds numbers, any
-    other holds texts.
+    of a CSV that has no header line. Ids are numbers where they are whole numbers, texts otherwise.
     """
     _check_mapping(mapping, time_unit, action_value)
     skipped: Counter[str] = Counter()
@@ -188,18 +184,32 @@ def _read_text(path: Path) -> str:
 
 
 def as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """An id column as it is, except that texts which are all whole numbers become numbers."""
+    """An id column as it is, except that a text which is a whole number becomes that number.
+
+    Where that leaves both numbers and texts, the texts become numbers too, by their hash, as readers would have it.
+    """
     if pa.types.is_integer(column.type):
         return column
     texts = column.cast(pa.string())
-    if not pc.all(pc.match_substring_regex(texts, r"^-?(0|[1-9][0-9]*)$")).as_py():
+    is_number = pc.match_substring_regex(texts, r"^-?(0|[1-9][0-9]*)$")
+    if not pc.any(is_number).as_py():
         return texts
-    for kind in (pa.int64(), pa.uint64()):
-        try:
-            return texts.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    return texts
+    if pc.all(is_number).as_py():
+        for kind in (pa.int64(), pa.uint64()):
+            try:
+                return texts.cast(kind)
+            except pa.ArrowInvalid:
+                continue
+    encoded = texts.combine_chunks().dictionary_encode()
+    values = pa.array([_id_number(text) for text in encoded.dictionary.to_pylist()], pa.uint64())
+    return pa.chunked_array([values.take(encoded.indices)])
+
+
+def _id_number(text: str) -> int | None:
+    value = cell_id(text)
+    if isinstance(value, str):
+        return int(hash_ids([value])[0])
+    return value if value is not None and 0 <= value <= ID_MAX else None
 
 
 def as_times_ms(column: pa.ChunkedArray, time_unit: str) -> pa.ChunkedArray:

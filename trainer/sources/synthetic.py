@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
@@ -82,8 +83,8 @@ class SyntheticSource:
     def _available(self) -> int:
         if not self._live:
             return self._last()
-        elapsed_ms = self._clock_ms() - self.world.spec.start_ms
-        return min(self._last(), max(0, int(elapsed_ms * self.world.spec.rate / 1000)))
+        begun_ms = self._clock_ms() - self.world.spec.start_ms + 1
+        return min(self._last(), max(0, math.ceil(begun_ms * self.world.spec.rate / 1000)))
 
     def _batch(self, begin: int, end: int) -> EventBatch:
         block = self.world.events(begin, end)
