@@ -279,10 +279,10 @@ class Checkpointer:
             self._write({table_key(spec.name): record.to_proto(spec)})
             table.alter(spec)
 
-    def drop_table(self, name: str) -> None:
-        """Forget a table. Its segments go with the next checkpoint."""
+    def drop_table(self, name: str, entries: Mapping[bytes, Any]) -> None:
+        """Forget a table and record ``entries`` in the same write. Its segments go with the next checkpoint."""
         with self._mutex:
-            self._write({}, [table_key(name)])
+            self._write(entries, [table_key(name)])
             del self._records[name]
 
     def put(self, entries: Mapping[bytes, Any]) -> None:

@@ -277,8 +277,10 @@ def as_rows(rows: Any, num_ids: int, dim: int, label: str) -> np.ndarray:
     array = _as_array(rows, label)
     if array.dtype.kind not in "fiu":
         raise InvalidArgumentError(label, f"must be floating point, not {array.dtype}")
-    with np.errstate(over="ignore"):  # becomes infinite, which the table refuses
-        array = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):  # becomes infinite, which the table refuses
+            array = array.astype(np.float32)
+    array = np.ascontiguousarray(array)
     if array.size == 0 and num_ids == 0 and array.ndim <= 2:
         array = array.reshape(0, dim)
     if array.shape != (num_ids, dim):

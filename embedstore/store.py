@@ -229,10 +229,10 @@ class LocalStore(WritableTables):
         """See :meth:`embedstore.interface.Store.drop_table`; gone from the manifest before it is answered."""
         with self._streams.gate.alone():
             self.table(table)
-            if len(self.table_map()) == 1:
-                self._record_idle_streams()
+            idle = self._streams.opened() if len(self.table_map()) == 1 else []
             if self._disk is not None:
-                self._disk.drop_table(table)
+                self._disk.drop_table(table, _standing(idle))
+            _begin_where_they_stand(idle)
             self._streams.drop_durable(table)
             self.remove_table(table)
 
@@ -249,8 +249,10 @@ class LocalStore(WritableTables):
         if self._disk is not None:
             num_chunks, num_bytes = self._disk.checkpoint()
         with self._streams.gate.alone():
-            if not self.table_map():
-                self._record_idle_streams()
+            idle = [] if self.table_map() else self._streams.opened()
+            if self._disk is not None:
+                self._disk.put(_standing(idle))
+            _begin_where_they_stand(idle)
             if self._disk is None:
                 self._streams.set_durable({name: _lowest(table) for name, table in self.table_map().items()})
             else:
@@ -258,14 +260,6 @@ class LocalStore(WritableTables):
         ended_ms = self._clock_ms()
         self._last_checkpoint_ms = ended_ms
         return CheckpointResult(num_chunks, num_bytes, max(ended_ms - started_ms, 0) / 1000)
-
-    def _record_idle_streams(self) -> None:
-        """Without a table, the streams themselves hold their watermarks. The gate is held alone."""
-        streams = self._streams.opened()
-        if self._disk is not None:
-            self._disk.put({stream_key(stream.name): stream.to_proto(stream.position) for stream in streams})
-        for stream in streams:
-            stream.begin = stream.position
 
     def last_checkpoint_s(self) -> float:
         """Unix seconds of the last checkpoint of this process; 0: none."""
@@ -306,6 +300,16 @@ def _check_shard(shard: int, num_shards: int) -> None:
     for label, value, low, high in (("num_shards", num_shards, 1, NUM_SHARDS_MAX), ("shard", shard, 0, num_shards - 1)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
+
+
+def _standing(streams: Sequence[Stream]) -> dict[bytes, manifest_pb2.StreamManifest]:
+    """Manifest entries of streams that no table holds the watermarks of: they begin where they stand."""
+    return {stream_key(stream.name): stream.to_proto(stream.position) for stream in streams}
+
+
+def _begin_where_they_stand(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.begin = stream.position
 
 
 def _lowest(table: Table) -> dict[str, int]:

@@ -26,7 +26,9 @@ from checkpoints import (
 
 import embedstore as es
 from embedstore import checkpoint as checkpoint_module
+from embedstore.segments import Blob
 from embedstore.store import LocalStore
+from embedstore.table import delta_info
 
 NOW_MS = 1_700_000_000_000
 
@@ -224,7 +226,7 @@ def test_segments_that_hold_little_are_emptied(path: Path, monkeypatch: pytest.M
         assert (counts(store, 3000) == 10).all()
 
 
-def store_blobs(store: LocalStore) -> dict[int, tuple[checkpoint_module.Blob, ...]]:
+def store_blobs(store: LocalStore) -> dict[int, tuple[Blob, ...]]:
     assert store._disk is not None
     return {record.chunk: record.blobs for record in store._disk._records["items"].chunks}
 
@@ -314,8 +316,6 @@ def test_new_histories_name_their_parents(path: Path) -> None:
         second = table.chunk_states()
         assert not set(first.incarnations.tolist()) & set(second.incarnations.tolist())
         np.testing.assert_array_equal(first.versions, second.versions)
-        from embedstore.table import delta_info
-
         store.push({"items": (np.arange(100, dtype=np.uint64), ones(100))})
         for chunk, incarnation, version in zip(table.chunks, first.incarnations, first.versions, strict=True):
             info = delta_info(table.delta(chunk, int(incarnation), int(version)))

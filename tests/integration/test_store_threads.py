@@ -101,7 +101,8 @@ def test_a_waiter_is_woken_by_every_kind_of_change() -> None:
         store.close,
     ]
     for change in changes:
-        tick, seen = store.tick(), []
+        tick = store.tick()
+        seen: list[int] = []
 
         def wait(tick: int = tick, seen: list[int] = seen) -> None:
             seen.append(store.wait_changed(tick, 30.0))
