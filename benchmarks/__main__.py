@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from benchmarks import report
 from benchmarks.harness import Line, Settings
 from benchmarks.reference import BUILD_DIR
-from benchmarks.workloads import WORKLOADS, description
+from benchmarks.workloads import WORKLOADS, run
 
 ROWS_DEFAULT = 1_000_000
 ROUNDS_MIN = 5
@@ -24,18 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.list:
-        for name in WORKLOADS:
-            print(f"{name:12} {description(name)}")
+        for name, measures in WORKLOADS.items():
+            print(f"{name:12} {measures}")
         return 0
     unknown = [name for name in chosen.workloads if name not in WORKLOADS]
     if unknown or not chosen.workloads:
         parser.error(f"choose workloads of: {', '.join(WORKLOADS)}" + (f"; not {unknown[0]}" if unknown else ""))
     settings = _settings(parser, chosen)
     console = Console(width=None if sys.stdout.isatty() else 180)
-    torch.set_num_threads(1)
+    if settings.quick:
+        console.print("quick: sizes are tiny, the figures mean nothing")
     lines: list[Line] = []
     for name in chosen.workloads:
-        measured = WORKLOADS[name](settings)
+        measured = run(name, settings)
         report.show(measured, console)
         lines += measured
     if chosen.json:

@@ -42,8 +42,7 @@ def _ours(settings: Settings, store: Any, ids: np.ndarray) -> Contender:
     table = store.table("items")
 
     def run(number: int) -> Figures:
-        before = table.chunk_states()
-        cursors = list(zip(table.chunks, before.incarnation.tolist(), before.version.tolist(), strict=True))
+        cursors = _cursors(table)
         changed = _changed(settings, number)
         for at in range(0, len(changed), settings.batch):
             some = changed[at : at + settings.batch]
@@ -52,14 +51,19 @@ def _ours(settings: Settings, store: Any, ids: np.ndarray) -> Contender:
         num_bytes = sum(len(table.delta(chunk, incarnation, version)) for chunk, incarnation, version in cursors)
         changed_s = perf_counter() - began
         assert num_bytes > len(changed) * 8 * settings.dim
-        after = table.chunk_states()
-        cursors = list(zip(table.chunks, after.incarnation.tolist(), after.version.tolist(), strict=True))
+        cursors = _cursors(table)
         began = perf_counter()
         for chunk, incarnation, version in cursors:
             table.delta(chunk, incarnation, version)
         return {"ms": changed_s * 1e3, "us per unchanged chunk": (perf_counter() - began) / len(cursors) * 1e6}
 
     return Contender("Table.delta of every chunk", run)
+
+
+def _cursors(table: Any) -> list[tuple[int, int, int]]:
+    """Chunk, incarnation and version of every chunk."""
+    states = table.chunk_states()
+    return list(zip(table.chunks, states.incarnations.tolist(), states.versions.tolist(), strict=True))
 
 
 def _scan(settings: Settings, known: KnownRows, ids: np.ndarray) -> Contender:

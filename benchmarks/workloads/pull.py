@@ -21,6 +21,7 @@ BUDGETS = {("ns/row", GATHER): 1.7, ("ns/row", TORCH): 1.0}
 
 def pull(settings: Settings) -> list[Line]:
     """Pull rows in this process, against rows whose place is known and a hash map."""
+    torch.set_num_threads(1)
     ids = data.all_ids(settings)
     rows = data.some_rows(settings, settings.rows)
     store = es.open(None, tables=[data.spec(settings)])

@@ -21,6 +21,7 @@ BUDGETS = {("ns/row", KNOWN): 1.5}
 
 def push(settings: Settings) -> list[Line]:
     """Adagrad on existing rows, distinct ids, against known rows, torch sparse Adagrad and a hash map."""
+    torch.set_num_threads(1)
     ids = data.all_ids(settings)
     grads = data.some_rows(settings, settings.batch)
     store = es.open(None, tables=[data.spec(settings)])
