@@ -120,7 +120,8 @@ class EventBatch:
     :func:`embedstore.hash_ids`; session and request 0: none); ``event_time_ms`` int64 [n]; ``positions`` int64 [n],
     where each event stands in its stream; ``stream_index`` int32 [n], which of ``origins`` that is. ``origins`` has at
     most one range a stream; consecutive batches tile each stream, so a range also covers holes and the
-    ``set_aside`` records that could not be used, and may cover no event at all.
+    ``set_aside`` records that could not be used, and may cover no event at all. So a batch of length 0 still counts
+    when it has origins: compare polls with None, never by truth.
     """
 
     user_ids: np.ndarray

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_MS = 15_000
 RECONNECT_BACKOFF_MS_MAX = 1000
+FETCH_WAIT_MS_MAX = 100
 RECORDS_PER_FETCH = 4096
 RECORDS_BUFFERED_MAX = 16384
 FETCH_BYTES_MAX = 16 << 20
@@ -104,6 +105,7 @@ class KafkaSource:
             auto_offset_reset="none",
             isolation_level="read_committed",
             allow_auto_create_topics=False,
+            fetch_max_wait_ms=FETCH_WAIT_MS_MAX,
             fetch_max_bytes=FETCH_BYTES_MAX,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
             reconnect_backoff_max_ms=RECONNECT_BACKOFF_MS_MAX,
@@ -170,8 +172,8 @@ class KafkaSource:
         if any(len(self._buffers[stream]) < -(-max_events // len(wanted)) for stream in wanted):
             self._fetch(wanted, timeout_s)
         taken = self._share(wanted, max_events)
-        batches = [batch for stream in wanted if (batch := self._take(stream, taken[stream], stop_at.get(stream)))]
-        return merge_batches(batches)
+        batches = [self._take(stream, taken[stream], stop_at.get(stream)) for stream in wanted]
+        return merge_batches([batch for batch in batches if batch is not None])
 
     def _fetch(self, wanted: list[str], timeout_s: float) -> None:
         if sum(map(len, self._buffers.values())) >= RECORDS_BUFFERED_MAX and any(map(self._buffers.get, wanted)):
