@@ -92,7 +92,8 @@ class WritableTables(TableSet):
         with self._streams.writing(origins, generations) as streams:
             tables = list(self.table_map().values())
             lost = self._mend(origins[0], tables) if is_client(origins[0].stream) else 0
-            sets = [known for table in tables for known, _ in table.watermarks()] or [_positions(streams)]
+            sets: list[Watermarks] = [known for table in tables for known, _ in table.watermarks()]
+            sets = sets or [_positions(streams)]
             new = is_new(origins, sets)
             if new:
                 for table in tables:
