@@ -1,8 +1,8 @@
 """Calls to shard servers: channels, deadlines, retries, and who serves what.
 
-Every call has a deadline. One that fails with UNAVAILABLE or DEADLINE_EXCEEDED is repeated with exponential backoff and
-jitter until ``retry_s`` have passed since the first attempt; then :class:`UnavailableError` names the address. Messages
-are bytes here, the caller encodes and decodes. A :class:`Peers` may be used from any thread.
+Every call has a deadline. One that gets no answer (UNAVAILABLE, DEADLINE_EXCEEDED, or cut off) is repeated with
+exponential backoff and jitter until ``retry_s`` have passed since the first attempt; then :class:`UnavailableError`
+names the address. Messages are bytes here, the caller encodes and decodes. A :class:`Peers` may be used from any thread.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import grpc
 
 from embedstore.errors import ClosedError, EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import METADATA_BYTES_MAX, Topology, from_rpc_error, topology_from_proto
+from embedstore.status import METADATA_BYTES_MAX, SILENT, Topology, from_rpc_error, topology_from_proto
 from embedstore.v1 import admin_pb2
 from embedstore.wire import MESSAGE_BYTES_MAX
 
-RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -220,7 +219,7 @@ class Peers:
 
 
 def _is_retried(outcome: bytes | Exception) -> bool:
-    return isinstance(outcome, grpc.RpcError) and outcome.code() in RETRIED
+    return isinstance(outcome, grpc.RpcError) and outcome.code() in SILENT
 
 
 def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:

@@ -21,6 +21,9 @@ MESSAGE_CHARS_MAX = 1024
 METADATA_BYTES_MAX = 1 << 20
 """Bound of a call's metadata, in which the detail travels; both sides of a channel must set it."""
 
+SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+"""Codes of a call that nobody answered. CANCELLED: it reached a server in the moment that it stopped accepting."""
+
 
 class Topology(NamedTuple):
     """One assignment of chunks to shards; ``addresses`` of all shards in order, empty when they are not known."""
@@ -164,7 +167,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> Exception:
     if detail is not None and row is not None:
         return row.unpack(detail)
     code, text = error.code(), error.details() or ""
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code in SILENT:
         return errors.UnavailableError(address, text or code.name)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TransportLimitError(address, text)

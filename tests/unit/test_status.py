@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from embedstore import errors
-from embedstore.status import Topology, from_rpc_error, to_status
+from embedstore.status import SILENT, Topology, from_rpc_error, to_status
 
 TOPOLOGY = Topology(3, ("a:1", "b:2"), 2)
 SAMPLES: list[Exception] = [
@@ -83,7 +83,7 @@ def test_a_bug_tells_no_details_and_is_internal() -> None:
     assert type(back) is errors.EmbedstoreError and "h:1" in str(back)
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+@pytest.mark.parametrize("code", SILENT)
 def test_a_silent_peer_is_named(code: grpc.StatusCode) -> None:
     back = from_rpc_error(Call(_bare(code, "no answer")), "h:7")
     assert isinstance(back, errors.UnavailableError)
