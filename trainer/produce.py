@@ -151,7 +151,8 @@ def _typed(servers: list[str]) -> Iterator[None]:
         raise UnavailableError(",".join(servers), str(error)) from error
 
 
-def _events_of(source: str, set_aside: SetAside) -> Iterator[ActivityEvent]:
+def events_of(source: str, set_aside: SetAside) -> Iterator[ActivityEvent]:
+    """The events of an event file, or of a synthetic world with an end."""
     if not source.startswith("synthetic://"):
         yield from read_events(Path(source), set_aside)
         return
@@ -174,7 +175,7 @@ def main(
 ) -> None:
     """Send an event file to a Kafka topic."""
     set_aside = SetAside()
-    report = produce(_events_of(file, set_aside), to, rate=rate, format=format, key=key, partitions=partitions)
+    report = produce(events_of(file, set_aside), to, rate=rate, format=format, key=key, partitions=partitions)
     set_aside.flush()
     text = f"{to}: {report.events:,} events in {report.seconds:.1f} s, {report.events_per_s:,.0f} events/s"
     if set_aside.total:

@@ -92,6 +92,8 @@ class Broker:
             return self.address()
         libraries = fetch()
         self._prepare(port, libraries)
+        for needed in _ports(self.settings_file):
+            _check_free(needed)
         with self.output_file.open("ab") as output:
             process = subprocess.Popen(
                 [*_java(libraries, heap_mib), "kafka.Kafka", str(self.settings_file)],
@@ -225,6 +227,15 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise BrokerError(f"port {port} cannot be used: {error.strerror}") from error
 
 
 def _answers(port: int) -> bool:
