@@ -12,6 +12,7 @@ What must always hold:
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class Streams:
         self.gate = Gate()
         self._mutex = threading.Lock()
         self._known: dict[str, Stream] = {}
+        self._clients: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._durable: Mapping[str, Watermarks] = {}
 
     def get(self, name: str) -> Stream:
@@ -123,7 +125,7 @@ class Streams:
             return [stream for stream in self._known.values() if not is_client(stream.name)]
 
     def positions(self) -> dict[str, int]:
-        """The highest watermark of every stream, client streams included."""
+        """The highest watermark of every stream, clients' own included."""
         with self._mutex:
             return {stream.name: stream.position for stream in self._known.values()}
 
@@ -134,24 +136,26 @@ class Streams:
                 if len(self._known) >= STREAMS_MAX:
                     raise LimitError("streams", len(self._known) + 1, STREAMS_MAX)
                 self._known[name] = Stream(name, begin, begin if position is None else position, generation)
+                if is_client(name):
+                    self._clients[name] = None
             return self._known[name]
 
     def used(self, name: str) -> bool:
         """Whether a client's own stream is known; if so, it is the one used last."""
         with self._mutex:
-            stream = self._known.pop(name, None)
-            if stream is not None:
-                self._known[name] = stream
-            return stream is not None
+            if name in self._clients:
+                self._clients.move_to_end(name)
+            return name in self._known
 
     def add_client(self, name: str) -> list[str]:
         """Make a client's own stream known; returns those that aged out for it, least recently used first."""
         with self._mutex:
-            clients = [] if name in self._known else [known for known in self._known if is_client(known)]
-            idle = clients[: max(len(clients) + 1 - CLIENT_STREAMS_MAX, 0)]
-            for old in idle:
-                del self._known[old]
             self._known.setdefault(name, Stream(name, 0, 0))
+            self._clients[name] = None
+            idle = []
+            while len(self._clients) > CLIENT_STREAMS_MAX:
+                idle.append(self._clients.popitem(last=False)[0])
+                del self._known[idle[-1]]
             return idle
 
     def next_generation(self, name: str, generation: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,12 @@ def test_a_bad_request_mends_nothing(path: Path) -> None:
     nan = ones(1)
     nan[0, 0] = np.nan
     with LocalStore(path, [COUNTED]) as store:
-        for call in (
+        calls: list[Callable[[], object]] = [
             lambda: store.push({"items": ([1], nan)}, origins=[request(5)]),
             lambda: store.assign_from(request(5), "items", [1], nan),
             lambda: store.assign_from(request(5), "items", [1], ones(2)),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(es.InvalidArgumentError):
                 call()
         assert store.push({"items": ([1], ones(1))}, origins=[request(5)]).lost_updates == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ def ones(num_rows: int, dim: int = 4) -> np.ndarray:
 
 def events(store: Reader, *ids: int) -> list[float]:
     """With SGD, lr 1 and gradient 1 a row is minus the number of its events."""
-    return (-store.pull({"items": np.array(ids, np.uint64)})["items"][:, 0]).tolist()
+    numbers: list[float] = (-store.pull({"items": np.array(ids, np.uint64)})["items"][:, 0]).tolist()
+    return numbers
 
 
-def refused(error: type[Exception], call: Callable[[], Any], field: str = "") -> Any:
+def refused(error: type[Exception], call: Callable[..., Any], field: str = "", arguments: Sequence[Any] = ()) -> Any:
     with pytest.raises(error) as caught:
-        call()
+        call(*arguments)
     assert field in getattr(caught.value, "field", ""), caught.value
     return caught.value
 
@@ -253,8 +254,11 @@ def test_a_bad_push_names_its_field_and_touches_no_table(store: Store, case: str
 
 
 def test_a_bad_event_time_of_a_batch_is_refused(store: Store) -> None:
+    def push_at(time: Any) -> None:
+        store.push({"items": ([1], ones(1))}, event_time_ms=time)
+
     for bad in (-1, 2**63, 1.5):
-        refused(es.InvalidArgumentError, lambda bad=bad: store.push({"items": ([1], ones(1))}, event_time_ms=bad))
+        refused(es.InvalidArgumentError, push_at, "event_time_ms", [bad])
     assert store.stats().tables["items"].rows == 0
 
 
@@ -299,7 +303,7 @@ def test_a_bad_assign_names_its_field_and_touches_nothing(store: Store) -> None:
     nan = ones(2)
     nan[1, 3] = np.nan
     for rows, field in ((nan, "rows"), (ones(3), "rows"), (np.ones((2, 3), np.float32), "rows"), ([["a"]], "rows")):
-        refused(es.InvalidArgumentError, lambda rows=rows: store.assign("items", [1, 2], rows), field)
+        refused(es.InvalidArgumentError, store.assign, field, ["items", [1, 2], rows])
     refused(es.InvalidArgumentError, lambda: store.assign("items", [1.5], ones(1)), "ids")
     refused(es.InvalidArgumentError, lambda: store.assign("items", [1], ones(1), event_time_ms=-1), "event_time_ms")
     assert store.stats().tables["items"].rows == 0
@@ -333,10 +337,10 @@ def test_opening_a_known_stream_moves_only_its_generation(store: Store) -> None:
 
 def test_bad_streams_are_refused(store: Store) -> None:
     for name, position, field in (("", 0, "stream"), ("x" * 513, 0, "stream"), ("s", -1, "position")):
-        refused(es.InvalidArgumentError, lambda n=name, p=position: store.open_stream(n, p), field)
+        refused(es.InvalidArgumentError, store.open_stream, field, [name, position])
     refused(es.InvalidArgumentError, lambda: store.open_stream("client/1", 0), "stream")
     for begin, end in ((-1, 0), (5, 4), (0, 2**63)):
-        refused(es.InvalidArgumentError, lambda b=begin, e=end: es.Origin("s", b, e), "Origin")
+        refused(es.InvalidArgumentError, es.Origin, "Origin", ["s", begin, end])
     assert store.watermarks() == {}
 
 
@@ -493,7 +497,7 @@ def test_alter_changes_the_learning_rate_and_nothing_else(store: Store) -> None:
         (es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=8, on_miss="init"), "on_miss"),
         (es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=8, ttl_s=9.0), "ttl_s"),
     ):
-        refused(es.InvalidArgumentError, lambda other=other: store.alter_table(other), field)
+        refused(es.InvalidArgumentError, store.alter_table, field, [other])
     assert events(store, 1) == [1.25]
 
 
@@ -535,7 +539,7 @@ def test_a_store_without_tables_still_knows_its_streams(store: Store) -> None:
 
 def test_a_dense_set_is_published_whole(store: Store) -> None:
     store.open_stream("s", 0)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "w": np.arange(6, dtype=np.float32).reshape(2, 3),
         "half": np.ones(3, np.float16),
         "steps": np.array(7, np.int64),
