@@ -29,7 +29,7 @@ class ModelSettings(_Section):
     dim: Annotated[int, Field(ge=2, le=4096)] = 64
     layers: Annotated[int, Field(ge=1, le=64)] = 2
     heads: Annotated[int, Field(ge=1, le=64)] = 2
-    length: Annotated[int, Field(ge=1, le=1024)] = 8
+    length: Annotated[int, Field(ge=1, le=1024)] = 6
     temperature: Positive = 0.3
     half_lives_s: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=16)] = (600.0, 3600.0, 21600.0)
 
@@ -43,8 +43,8 @@ class TrainSettings(_Section):
     """
 
     batch_events: Annotated[int, Field(ge=1, le=65536)] = 128
-    head_negatives: Annotated[int, Field(ge=0, le=1 << 20)] = 1000
-    tail_negatives: Annotated[int, Field(ge=0, le=1 << 20)] = 1000
+    head_negatives: Annotated[int, Field(ge=0, le=1 << 20)] = 300
+    tail_negatives: Annotated[int, Field(ge=0, le=1 << 20)] = 200
     dense_lr: Positive = 1e-3
     scalar_lr: Positive = 1e-2
     share_half_life: Annotated[int, Field(ge=0)] = 1
@@ -75,7 +75,7 @@ class RunSettings(_Section):
     rebuild_events: Annotated[int, Field(ge=0)] = 1_000_000
     users_max: Annotated[int, Field(ge=1024)] = 1 << 17
     items_max: Annotated[int, Field(ge=1024)] = 1 << 20
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 class Settings(BaseSettings):

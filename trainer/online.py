@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +36,7 @@ from trainer.positions import Replay, committable, replays
 from trainer.state import TrainerState
 
 if TYPE_CHECKING:
-    from embedstore.interface import Store
+    from embedstore.interface import DenseSet, Store
     from trainer.config import Settings
     from trainer.events import EventBatch
     from trainer.history import Window
@@ -104,6 +104,8 @@ class Trainer:
         self.dense_positions: dict[str, int] = {}
         self.replayed_events = 0
         self._pushed_to: dict[str, int] = {}
+        self._older_history: HistoryStore | None = None
+        self._recovered = False
         self._rate = Rate(self.clock.monotonic_s())
         self._latest_event_ms = 0
 
@@ -145,6 +147,9 @@ class Trainer:
         return self.report()
 
     def _take(self, batch: EventBatch) -> None:
+        for origin in batch.origins:
+            if origin.stream not in self.positions:
+                self._open(origin.stream, origin.begin)
         try:
             self._step(batch)
             self._rate.add(len(batch), self.clock.monotonic_s())
@@ -158,6 +163,8 @@ class Trainer:
         dense = all(origin.begin >= self.dense_positions[origin.stream] for origin in batch.origins)
         stored = all(origin.end <= self._pushed_to.get(origin.stream, 0) for origin in batch.origins)
         window = self.history.extend(batch, self.positions)
+        if self._older_history is not None:
+            window = self._older_history.extend(batch)
         if dense or not stored:
             self._learn(batch, window, score=own and not stored, dense=dense)
         elif len(batch):
@@ -220,7 +227,7 @@ class Trainer:
         firsts = self.source.streams()
         cut = self.state.load(self._state_dir)
         for stream, first in firsts.items():
-            self._persist(lambda s=stream, p=first: self.store.open_stream(s, p))  # type: ignore[misc]
+            self._open(stream, first)
         published = self._published()
         if cut is None and published is not None:
             self.learner.load_dense(published.tensors)
@@ -236,9 +243,14 @@ class Trainer:
         if cut is None:
             self._know_stored_items()
         self.history.commit(committable(self.positions, self._persist(self.store.watermarks)))
+        self._recovered = True
         self._level()
 
-    def _published(self) -> Any:
+    def _open(self, stream: str, first: int) -> None:
+        self._persist(lambda: self.store.open_stream(stream, first))
+        self.positions[stream] = self.dense_positions[stream] = first
+
+    def _published(self) -> DenseSet | None:
         try:
             return self._persist(lambda: self.store.get_dense(self.settings.run.dense_set))
         except DenseSetNotFoundError:
@@ -276,26 +288,29 @@ class Trainer:
 
     def _replay(self, replay: Replay) -> None:
         log.info("reading %s again: %d to %d", replay.stream, replay.begin, replay.end)
-        with self._histories_from(replay):
-            self.source.seek({replay.stream: replay.begin})
+        self._older_history = self._read_back(replay)
+        self.source.seek({replay.stream: replay.begin})
+        try:
             for batch in self._read(replay.stream, replay.begin, replay):
                 self._step(batch)
                 self.replayed_events += len(batch)
+        finally:
+            self._older_history = None
 
-    def _histories_from(self, replay: Replay) -> _Histories:
-        """The trainer's histories, or, where they do not reach back far enough, some read back from the log."""
-        if replay.begin >= self.history.committed(replay.stream) or replay.begin >= self.positions[replay.stream]:
-            return _Histories(self, self.history)
+    def _read_back(self, replay: Replay) -> HistoryStore | None:
+        """Histories as they were where the replay begins, where the trainer's own do not reach back so far."""
+        if replay.begin >= min(self.history.committed(replay.stream), self.positions[replay.stream]):
+            return None
         begin = max(self.source.streams()[replay.stream], replay.begin - self.settings.run.rebuild_events)
-        log.info("reading histories back from %d of %s", begin, replay.stream)
-        short = HistoryStore(None, length=self.settings.model.length, users_max=self.settings.run.users_max)
+        log.info("reading histories of %s back from %d", replay.stream, begin)
+        older = HistoryStore(None, length=self.settings.model.length, users_max=self.settings.run.users_max)
         self.source.seek({replay.stream: begin})
-        if begin < replay.begin:
-            for batch in self._read(replay.stream, begin, Replay(replay.stream, (begin, replay.begin))):
-                short.extend(batch)
-        return _Histories(self, short)
+        for batch in self._read(replay.stream, begin, Replay(replay.stream, (begin, replay.begin))):
+            older.extend(batch)
+        return older
 
-    def _read(self, stream: str, position: int, replay: Replay) -> Any:
+    def _read(self, stream: str, position: int, replay: Replay) -> Iterator[EventBatch]:
+        """The stream from ``position`` to the replay's end, cut at its marks."""
         while position < replay.end:
             if self._stop.is_set():
                 raise Stopped
@@ -335,6 +350,8 @@ class Trainer:
 
     def _finish(self) -> None:
         """The last cut. A stream is left only when every shard has made it durable."""
+        if not self._recovered:
+            return
         try:
             self.store.checkpoint()
         except UnavailableError as problem:
@@ -365,19 +382,6 @@ class Trainer:
             "users_in_memory": len(self.history),
             "positions": dict(self.positions),
         }
-
-
-class _Histories:
-    """While it is entered, the trainer reads its users' past from ``history``."""
-
-    def __init__(self, trainer: Trainer, history: HistoryStore) -> None:
-        self._trainer, self._history, self._own = trainer, history, trainer.history
-
-    def __enter__(self) -> None:
-        self._trainer.history = self._history
-
-    def __exit__(self, *error: object) -> None:
-        self._trainer.history = self._own
 
 
 def _ahead(published: Mapping[str, int], cut: Mapping[str, int]) -> bool:

@@ -19,6 +19,9 @@ import pytest
 import embedstore as es
 from embedstore.errors import StaleGenerationError, StreamPositionError, UnavailableError
 from trainer.config import Settings, load_settings
+from trainer.events import EventBatch
+from trainer.history import Window
+from trainer.learner import Learner, Prediction
 from trainer.online import Clock, Trainer
 from trainer.sources import open_source
 
@@ -171,20 +174,18 @@ def popularity_hit_rate(path: Path) -> float:
     return hits / len(items)
 
 
-def test_it_learns_what_follows_what_far_above_popularity(
-    settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = write_events(tmp_path / "long.jsonl", 8000)
+def test_it_learns_what_follows_what_far_above_popularity(settings: Settings, tmp_path: Path) -> None:
+    path = write_events(tmp_path / "long.jsonl", 5000)
     runs = Runs(settings, path, tmp_path)
     reports: list[dict[str, Any]] = []
     store = runs.open_store()
     result = runs.train(store, on_report=reports.append)
     store.close()
-    assert result["events"] == result["run_events"] == 8000
+    assert result["events"] == result["run_events"] == 5000
     assert result["tests"] == expected_tests(path)
     assert result["window_hr_at_10"] > 3 * popularity_hit_rate(path)
-    assert result["window_hr_at_10"] > 0.4
-    assert result["window_mrr_at_10"] > 0.2
+    assert result["window_hr_at_10"] > 0.25
+    assert result["window_mrr_at_10"] > 0.12
     assert reports[-1]["lag_records"] == 0
     assert json.dumps(reports[-1])
 
@@ -228,8 +229,25 @@ def test_a_finished_stream_gives_the_same_summary_again(make_runs: Callable[...,
     assert runs.rows() == rows
 
 
-def test_a_store_that_comes_back_from_an_older_checkpoint_gets_what_it_lacks(make_runs: Callable[..., Runs]) -> None:
-    """Only the store falls back; scores and dense weights have each event once."""
+def record_windows(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[list[int]]]:
+    """What every event saw, each time that it was read for learning: position to histories."""
+    seen: dict[int, list[list[int]]] = {}
+    predict = Learner.predict
+
+    def record(self: Learner, store: es.Store, batch: EventBatch, window: Window) -> Prediction:
+        for row, position in enumerate(batch.positions.tolist()):
+            seen.setdefault(position, []).append(window.items[row, : int(window.lengths[row])].tolist())
+        return predict(self, store, batch, window)
+
+    monkeypatch.setattr(Learner, "predict", record)
+    return seen
+
+
+def test_a_store_that_comes_back_from_an_older_checkpoint_gets_what_it_lacks(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the store falls back, to before what was committed; scores and dense weights have each event once."""
+    seen = record_windows(monkeypatch)
     runs, whole = make_runs("older"), make_runs("whole")
     runs.run(max_events=500)
     shutil.copytree(runs.directory / "store", runs.directory / "copy")
@@ -240,6 +258,8 @@ def test_a_store_that_comes_back_from_an_older_checkpoint_gets_what_it_lacks(mak
     result = runs.run()
     assert result["replayed_events"] == 700
     assert result["unscored"] == 0
+    assert sorted(len(times) for times in seen.values()) == [1] * (EVENTS - 700) + [2] * 700
+    assert all(first == again for first, *rest in seen.values() for again in rest)
     expected = whole.run()
     for name in ("events", "tests"):
         assert result[name] == expected[name]
@@ -406,7 +426,7 @@ def test_a_log_that_ends_before_the_watermark_is_refused(make_runs: Callable[...
 
 
 def test_sigterm_ends_a_run_with_a_cut_and_the_next_one_finishes_it(settings: Settings, tmp_path: Path) -> None:
-    path = write_events(tmp_path / "events.jsonl", 6000)
+    path = write_events(tmp_path / "events.jsonl", 3000)
     config = tmp_path / "c.toml"
     config.write_text(
         "[model]\ndim = 16\nlayers = 1\nlength = 4\n[train]\nbatch_events = 32\n"
@@ -425,11 +445,11 @@ def test_sigterm_ends_a_run_with_a_cut_and_the_next_one_finishes_it(settings: Se
         run.kill()
     assert run.returncode == 0, problems
     stopped = json.loads((tmp_path / "s.json").read_text())
-    assert 0 < stopped["events"] < 6000
+    assert 0 < stopped["events"] < 3000
     assert "HR@10" in output
     subprocess.run(command, env=os.environ, check=True, timeout=100, capture_output=True)
     summary = json.loads((tmp_path / "s.json").read_text())
-    assert summary["events"] == 6000
+    assert summary["events"] == 3000
     assert summary["replayed_events"] == 0
     assert summary["tests"] == expected_tests(path)
     assert summary["rows"] == ITEMS
