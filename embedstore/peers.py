@@ -2,7 +2,7 @@
 
 Every call has a deadline. One that gets no answer (UNAVAILABLE, DEADLINE_EXCEEDED, or cut off) is repeated with
 exponential backoff and jitter until ``retry_s`` have passed since the first attempt; then :class:`UnavailableError`
-names the address. Messages are bytes here, the caller encodes and decodes. A :class:`Peers` may be used from any thread.
+names the address. Messages are bytes here, the caller encodes and decodes. Usable from any thread.
 """
 
 from __future__ import annotations
@@ -306,6 +306,7 @@ def _assemble(answers: dict[str, admin_pb2.TopologyResponse]) -> tuple[Topology,
     for address, answer in answers.items():
         if answer.topology.num_shards != num_shards:
             raise InvalidArgumentError("addresses", f"{address} is one of {answer.topology.num_shards} shards")
+    for address, answer in answers.items():
         if by_shard[answer.shard] != address:
             raise InvalidArgumentError("addresses", f"{address} and {by_shard[answer.shard]} are both {answer.shard}")
     missing = sorted(set(range(num_shards)) - set(by_shard))

@@ -24,6 +24,7 @@ Servers = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 TimeoutS = Annotated[float, typer.Option("--timeout-s", help="Give up on a silent shard after this long.")]
 SERVERS_DEFAULT = "localhost:7600"
+WIDTH_OF_A_FILE = 240
 
 
 @contextmanager
@@ -54,7 +55,8 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> Non
         table.add_column(name, justify="right" if isinstance(rows[0][name], int | float) else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(file=sys.stdout).print(table if rows else f"no {title}")
+    width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
+    Console(file=sys.stdout, width=width).print(table if rows else f"no {title}")
 
 
 def _cell(value: Any) -> str:

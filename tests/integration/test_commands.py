@@ -1,0 +1,87 @@
+"""The commands that talk to running shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import embedstore as es
+from embedstore.cli import app
+from embedstore.server.shard import Shard, ShardOptions
+
+TABLES = "[tables.items]\ndim = 2\nnum_chunks = 8\n[tables.users]\ndim = 3\nnum_chunks = 8\n"
+
+
+@pytest.fixture
+def servers() -> Iterator[str]:
+    shards = [Shard(ShardOptions("127.0.0.1:0", i, 2)) for i in range(2)]
+    for shard in shards:
+        shard.start()
+    yield ",".join(shard.address for shard in shards)
+    for shard in shards:
+        shard.stop()
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def lines(*arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run(*arguments, "--json").splitlines()]
+
+
+def test_tables_are_created_listed_described_and_dropped(servers: str, tmp_path: Path) -> None:
+    file = tmp_path / "tables.toml"
+    file.write_text(TABLES)
+    at = ("--servers", servers)
+    assert "no tables" in run("table", "list", *at)
+    assert [row["created"] for row in lines("table", "create", str(file), *at)] == [True, True]
+    assert [row["created"] for row in lines("table", "create", str(file), *at)] == [False, False]
+    with es.connect(servers) as store:
+        store.push({"items": (np.arange(9, dtype=np.uint64), np.ones((9, 2)))})
+    assert [(row["table"], row["rows"]) for row in lines("table", "list", *at)] == [("items", 9), ("users", 0)]
+    assert "items" in run("table", "list", *at)
+    [facts] = lines("table", "describe", "items", *at)
+    assert (facts["dim"], facts["rows"], facts["optimizer"], facts["chunks"]) == (2, 9, "Adagrad", 8)
+    assert "optimizer.lr" in run("table", "describe", "items", *at)
+    assert "dropped users" in run("table", "drop", "users", "--yes", *at)
+    assert [row["table"] for row in lines("table", "list", *at)] == ["items"]
+    assert "embedstore: table 'users' does not exist" in run("table", "drop", "users", "--yes", *at, code=1)
+    assert "does not exist" in run("table", "describe", "users", *at, code=1)
+    file.write_text(TABLES.replace("dim = 2", "dim = 4"))
+    assert "exists with another dim" in run("table", "create", str(file), *at, code=1)
+
+
+def test_shards_are_looked_at_and_write_checkpoints(servers: str) -> None:
+    at = ("--servers", servers)
+    with es.connect(servers) as store:
+        store.create_table(es.TableSpec("items", 2, num_chunks=8))
+        store.open_stream("s", 3)
+    rows = lines("shard", "topology", *at)
+    assert [(row["shard"], row["address"], row["ready"]) for row in rows] == [
+        (f"{i}/2", address, True) for i, address in enumerate(servers.split(","))
+    ]
+    *shards, stream = lines("shard", "stats", *at)
+    assert [row["tables"] for row in shards] == [1, 1]
+    assert stream == {"stream": "s", "applied": 3, "durable": 3, "generation": 1}
+    assert "followers" in run("shard", "stats", *at)
+    assert lines("shard", "checkpoint", *at)[0].keys() == {"chunks", "bytes", "seconds"}
+
+
+def test_a_silent_server_is_one_line() -> None:
+    output = run("shard", "stats", "--servers", "127.0.0.1:1", "--timeout-s", "0.3", code=1)
+    assert output.startswith("embedstore: 127.0.0.1:1: ")
+    assert len(output.splitlines()) == 1
+
+
+def test_bad_settings_of_serve_are_one_line() -> None:
+    output = run("serve", "--shard", "3/2", code=1)
+    assert output.startswith("embedstore: shard: must be in [0, 2)")
