@@ -23,6 +23,7 @@ TOMBSTONES_PER_CHUNK_MAX = 8192
 
 Reason = Literal["erased", "expired", "evicted"]
 _REASONS = {"erased": 1, "expired": 2, "evicted": 3}
+DELTA_HEADER_BYTES = 112
 _HEADER = struct.Struct("<4sHH6I5Qq4Q")
 
 
@@ -56,6 +57,7 @@ class DeltaInfo:
     clock_ms: int
     num_rows: int
     num_tombstones: int
+    watermark_bytes: int
     num_bytes: int
 
     @property
@@ -71,7 +73,7 @@ def delta_info(delta: bytes) -> DeltaInfo:
     magic, version, flags, chunk, num_chunks, dim, _, _, _, *longs = _HEADER.unpack_from(delta)
     if magic != b"ESCD" or version != 1:
         raise CorruptDeltaError("delta has an unknown format")
-    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, _, num_bytes = longs
+    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, num_bytes = longs
     return DeltaInfo(
         embeddings_only=bool(flags & 1),
         chunk=chunk,
@@ -85,6 +87,7 @@ def delta_info(delta: bytes) -> DeltaInfo:
         clock_ms=clock,
         num_rows=num_rows,
         num_tombstones=num_tombstones,
+        watermark_bytes=watermark_bytes,
         num_bytes=num_bytes,
     )
 
@@ -290,9 +293,16 @@ class Table:
 
     def set_watermarks(self, chunk: int, watermarks: Mapping[str, int], clock_ms: int) -> None:
         """Raise the watermarks and the clock of a chunk whose rows are as they were: recovery, heartbeats."""
-        self._check_chunk(chunk)
-        check_position("clock_ms", clock_ms)
-        self._native.raise_chunk(chunk, _checked_positions(watermarks), int(clock_ms))
+        self.set_watermarks_of([chunk], watermarks, [clock_ms])
+
+    def set_watermarks_of(self, chunks: Sequence[int], watermarks: Mapping[str, int], clocks_ms: Sequence[int]) -> None:
+        """The same for many chunks with one set of watermarks: it is checked once."""
+        for chunk, clock_ms in zip(chunks, clocks_ms, strict=True):
+            self._check_chunk(chunk)
+            check_position("clock_ms", clock_ms)
+        positions = _checked_positions(watermarks)
+        for chunk, clock_ms in zip(chunks, clocks_ms, strict=True):
+            self._native.raise_chunk(int(chunk), positions, int(clock_ms))
 
     def chunk_states(self) -> ChunkStates:
         """Where every owned chunk stands."""

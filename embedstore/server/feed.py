@@ -18,6 +18,7 @@ between two messages at most one delta.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from embedstore import dense
 from embedstore._native import crc32c
 from embedstore.errors import InvalidArgumentError
 from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
-from embedstore.table import Table, delta_info
+from embedstore.table import DELTA_HEADER_BYTES, Table, delta_info
 from embedstore.v1 import store_pb2, sync_pb2
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TableFeed:
         self._complete_ms = np.zeros(count, np.int64)
         self._claimed_sets = np.full(count, -1, np.int64)
         self._claimed_clocks_ms = np.zeros(count, np.int64)
-        self._set_numbers: dict[tuple[tuple[str, int], ...], int] = {}
+        self._set_numbers: dict[bytes, int] = {}
         self._next_set = 0
         self.next_due_ms: int | None = None
         if cursors is not None:
@@ -112,7 +113,9 @@ class TableFeed:
         self._incarnations[index], self._versions[index] = info.incarnation, info.to_version
         self._sent_ms[index] = now_ms
         self._complete_ms[index] = as_of_ms
-        self._claimed_sets[index] = -1
+        watermarks = data[DELTA_HEADER_BYTES : DELTA_HEADER_BYTES + info.watermark_bytes]
+        self._claimed_sets[index] = self._number(watermarks)
+        self._claimed_clocks_ms[index] = info.clock_ms
         return chunk, data
 
     def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
@@ -122,7 +125,7 @@ class TableFeed:
         after = self.table.chunk_states()
         still = (before.incarnations == self._incarnations) & (before.versions == self._versions)
         still &= (after.incarnations == self._incarnations) & (after.versions == self._versions)
-        numbers, indexes = self._number(watermarks)
+        numbers, indexes = self._numbers(watermarks)
         moved = still & (numbers >= 0)
         moved &= (numbers != self._claimed_sets) | (after.clocks_ms != self._claimed_clocks_ms)
         if not moved.any():
@@ -144,21 +147,33 @@ class TableFeed:
             ],
         )
 
-    def _number(self, watermarks: Sequence[tuple[Mapping[str, int], Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
-        """Per chunk a number that is the same as long as its watermarks are, and its set's index in this list."""
-        kept: dict[tuple[tuple[str, int], ...], int] = {}
+    def _numbers(self, watermarks: Sequence[tuple[Mapping[str, int], Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
+        """Per chunk the number of its set of watermarks, and the set's index in this list. Forgets all other sets."""
         numbers = np.full(len(self._chunks), -1, np.int64)
         indexes = np.zeros(len(self._chunks), np.uint32)
+        kept: dict[bytes, int] = {}
         for index, (positions, chunks) in enumerate(watermarks):
-            key = tuple(sorted(positions.items()))
-            if key in self._set_numbers:
-                kept[key] = self._set_numbers[key]
-            else:
-                kept[key], self._next_set = self._next_set, self._next_set + 1
+            encoded = encode_watermarks(positions)
+            kept[encoded] = self._number(encoded)
             at = np.asarray(chunks, np.int64) - self.table.chunks.start
-            numbers[at], indexes[at] = kept[key], index
+            numbers[at], indexes[at] = kept[encoded], index
         self._set_numbers = kept
         return numbers, indexes
+
+    def _number(self, encoded: bytes) -> int:
+        """A number of its own for each set of watermarks, never used again for another."""
+        number = self._set_numbers.get(encoded)
+        if number is None:
+            number = self._set_numbers[encoded] = self._next_set
+            self._next_set += 1
+        return number
+
+
+def encode_watermarks(positions: Mapping[str, int]) -> bytes:
+    """The watermark section of a delta with these positions; see docs/formats/delta.md."""
+    names = sorted((stream.encode(), position) for stream, position in positions.items())
+    section = b"".join(struct.pack("<H", len(name)) + name + struct.pack("<q", position) for name, position in names)
+    return section + bytes(-len(section) % 8)
 
 
 class Feed:
@@ -244,20 +259,18 @@ class Feed:
                 yield sync_pb2.FollowResponse(table=announcement)
 
     def _deltas(self, now_ms: int, as_of_ms: int) -> Iterator[sync_pb2.FollowResponse]:
-        bundle: list[sync_pb2.DeltaPart] = []
-        size = 0
+        bundle, size = sync_pb2.FollowResponse(), 0
         for name, feed in self._tables.items():
-            for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms):
+            for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms).tolist():
                 chunk, delta = feed.delta(index, self._monotonic_ms(), as_of_ms)
                 for offset, data in split(delta):
-                    if bundle and size + len(data) > PART_BYTES_MAX:
-                        yield sync_pb2.FollowResponse(deltas=sync_pb2.DeltaParts(parts=bundle))
-                        bundle, size = [], 0
-                    part = sync_pb2.DeltaPart(table=name, chunk=chunk, offset=offset, length=len(delta), data=data)
-                    bundle.append(part)
+                    if size and size + len(data) > PART_BYTES_MAX:
+                        yield bundle
+                        bundle, size = sync_pb2.FollowResponse(), 0
+                    bundle.deltas.parts.add(table=name, chunk=chunk, offset=offset, length=len(delta), data=data)
                     size += len(data)
-        if bundle:
-            yield sync_pb2.FollowResponse(deltas=sync_pb2.DeltaParts(parts=bundle))
+        if size:
+            yield bundle
 
     def _dense_sets(self) -> Iterator[sync_pb2.FollowResponse]:
         for name, dense_set in self._source.dense_sets().items():

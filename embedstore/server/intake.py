@@ -69,6 +69,7 @@ class Intake:
         self._embeddings_only = embeddings_only
         self._sync_interval_ms = sync_interval_ms
         self._specs: dict[str, TableSpec] = {}
+        self._agreed: dict[str, tuple[TableSpec, Table]] = {}
         self._refused: set[str] = set()
         self._dense_checksums: dict[str, int] = {}
         self._deltas: Assembler[tuple[str, int]] = Assembler()
@@ -143,6 +144,7 @@ class Intake:
 
     def _dropped(self, name: str) -> None:
         self._specs.pop(name, None)
+        self._agreed.pop(name, None)
         self._refused.discard(name)
         self._awaited = {key for key in self._awaited if key[0] != name}
         self._holder.release(self._leader, name)
@@ -175,7 +177,14 @@ class Intake:
         except TableNotFoundError:
             return None
         spec = self._specs.get(name)
-        return table if spec is not None and same_rows(spec, table.spec) else None
+        if spec is None:
+            return None
+        agreed = self._agreed.get(name)
+        if agreed is None or agreed[0] is not spec or agreed[1] is not table:
+            if not same_rows(spec, table.spec):
+                return None
+            self._agreed[name] = spec, table
+        return table
 
     def _ask_again(self, key: tuple[str, int]) -> None:
         name, chunk = key
@@ -244,5 +253,6 @@ def _raise_watermarks(table: Table, message: sync_pb2.TableHeartbeat) -> None:
     if count and (chunks.max() >= len(states.versions) or indexes.max() >= len(sets)):
         raise InvalidArgumentError("TableHeartbeat", f"names a chunk or a watermark set that {message.table!r} lacks")
     same = (states.incarnations[chunks] == incarnations) & (states.versions[chunks] == versions)
-    for at in np.flatnonzero(same):
-        table.set_watermarks(int(chunks[at]), sets[indexes[at]], int(clocks_ms[at]))
+    for index, watermarks in enumerate(sets):
+        at = np.flatnonzero(same & (indexes == index))
+        table.set_watermarks_of(chunks[at].tolist(), watermarks, clocks_ms[at].tolist())

@@ -22,6 +22,7 @@ from embedstore.errors import (
 )
 from embedstore.interface import Origin, Reader
 from embedstore.placement import split
+from embedstore.server.feed import TableFeed
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.link import Retry
 from embedstore.spec import SGD, Adagrad, TableSpec
@@ -156,6 +157,22 @@ def test_only_what_changed_is_sent(cluster: Callable[..., Cluster]) -> None:
     [after] = follower.stats().leaders
     assert after.deltas == before.deltas + 1, "one chunk changed; the others moved their watermarks in a heartbeat"
     assert content(follower, "items") == shards.rows("items")
+
+
+def test_a_heartbeat_does_not_repeat_what_the_deltas_said() -> None:
+    with LocalStore(None, [ITEMS]) as store:
+        for stream in ("b", "a" * 300, "\u00e9\u4e16"):
+            store.open_stream(stream, 7)
+        store.push({"items": ones(range(100), 4)}, origins=[Origin("b", 7, 9)], event_time_ms=1_700_000_000_000)
+        feed = TableFeed(store.table("items"), None, embeddings_only=True)
+        for index in feed.due(0, 1, 1):
+            feed.delta(index, 0, 1)
+        assert feed.heartbeat() is None
+        store.push({}, origins=[Origin("b", 9, 10)])
+        said = feed.heartbeat()
+        assert said is not None
+        assert len(said.chunks) == 4 * ITEMS.num_chunks
+        assert feed.heartbeat() is None
 
 
 def test_a_cut_connection_resumes_at_its_cursors(cluster: Callable[..., Cluster]) -> None:
