@@ -140,19 +140,23 @@ def _write_parquet(events: pa.Table, path: Path) -> None:
 
 
 def _write_csv(events: pa.Table, path: Path) -> None:
-    for name in set(events.column_names) & {*ID_COLUMNS, "action", "surface"}:
-        texts = _texts(events.column(name))
-        if texts is None:
+    quoting = "none"
+    for name in {*ID_COLUMNS, "action", "surface"}.intersection(events.column_names):
+        column = events.column(name)
+        if pa.types.is_integer(column.type):
             continue
-        if pc.any(pc.match_substring_regex(texts, r"[\r\n]")).as_py():
+        texts = pc.unique(column.cast(pa.string()))
+        if _any_matches(texts, r"[\r\n]"):
             raise InvalidArgumentError("out", f"a {name} has a line break, which an event CSV cannot hold")
-        if name in ID_COLUMNS and pc.any(pc.match_substring_regex(texts, r"^-?(0|[1-9][0-9]*)$")).as_py():
+        if name in ID_COLUMNS and _any_matches(texts, r"^-?(0|[1-9][0-9]*)$"):
             raise InvalidArgumentError("out", f"a {name} is a text in digits, which CSV cannot tell from a number")
-    pa_csv.write_csv(events, path, pa_csv.WriteOptions(quoting_style="needed"))
+        if _any_matches(texts, r'[",]'):
+            quoting = "needed"
+    pa_csv.write_csv(events, path, pa_csv.WriteOptions(quoting_style=quoting))
 
 
-def _texts(column: pa.ChunkedArray) -> pa.Array | None:
-    return None if pa.types.is_integer(column.type) else pc.unique(column.cast(pa.string()))
+def _any_matches(texts: pa.Array, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(texts, pattern)).as_py())
 
 
 def _write_jsonl(events: pa.Table, path: Path) -> None:

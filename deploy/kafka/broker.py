@@ -92,8 +92,6 @@ class Broker:
             return self.address()
         libraries = fetch()
         self._prepare(port, libraries)
-        for needed in _ports(self.settings_file):
-            _check_free(needed)
         with self.output_file.open("ab") as output:
             process = subprocess.Popen(
                 [*_java(libraries, heap_mib), "kafka.Kafka", str(self.settings_file)],
@@ -166,6 +164,8 @@ class Broker:
             log_dir=log_dir,
         )
         self.settings_file.write_text(text)
+        for needed in _ports(self.settings_file):
+            _check_free(needed)
         if is_new:
             shutil.rmtree(log_dir, ignore_errors=True)
             cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
