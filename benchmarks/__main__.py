@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help=f"at least {ROUNDS_MIN} (default 7)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run? the figures mean nothing")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time where one thread does all the work")
     parser.add_argument("--json", metavar="FILE", help="also write JSON lines there (-: to standard output)")
     parser.add_argument("--dir", type=Path, default=BUILD_DIR, help="where files are written (default build/bench)")
     return parser
@@ -81,6 +82,7 @@ def _settings(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> Se
         seed=chosen.seed,
         quick=chosen.quick,
         work_dir=chosen.dir,
+        cpu_time=chosen.cpu_time,
     )
 
 

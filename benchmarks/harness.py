@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 Figures = Mapping[str, float]
@@ -19,7 +19,11 @@ Budgets = Mapping[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line chose. ``rows`` rows of ``dim`` float32, ``batch`` ids a call, ``work_dir`` for files."""
+    """What the command line chose. ``rows`` rows of ``dim`` float32, ``batch`` ids a call, ``work_dir`` for files.
+
+    ``cpu_time``: where one thread does all the work, count its CPU time: on a machine that others use too, waiting for
+    a processor is then left out.
+    """
 
     rows: int
     dim: int
@@ -29,6 +33,15 @@ class Settings:
     seed: int
     quick: bool
     work_dir: Path
+    cpu_time: bool = False
+
+    def clock(self) -> str:
+        """The name of the clock that counts one thread's work."""
+        return "thread CPU" if self.cpu_time else "wall"
+
+    def now_s(self) -> float:
+        """Seconds on the chosen clock."""
+        return thread_time() if self.cpu_time else perf_counter()
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,8 @@ def race(
         turn = number % len(everyone)
         for contender in [*everyone[turn:], *everyone[:turn]]:
             measured[contender.name].append(contender.run(number))
-    told = {"rows": settings.rows, "dim": settings.dim, "batch": settings.batch, **(parameters or {})}
+    told = {"rows": settings.rows, "dim": settings.dim, "batch": settings.batch, "clock": settings.clock()}
+    told.update(parameters or {})
     lines = []
     for mine in ours:
         for figure in measured[mine.name][0]:
@@ -166,9 +180,9 @@ def _against(
     )
 
 
-def per_row_ns(work: Callable[[Any], object], batches: Sequence[Any], num_rows: int) -> float:
+def per_row_ns(settings: Settings, work: Callable[[Any], object], batches: Sequence[Any], num_rows: int) -> float:
     """Nanoseconds a row of ``work`` over batches that hold ``num_rows`` rows together."""
-    begin = perf_counter()
+    begin_s = settings.now_s()
     for batch in batches:
         work(batch)
-    return (perf_counter() - begin) / num_rows * 1e9
+    return (settings.now_s() - begin_s) / num_rows * 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,11 @@ def _ours(settings: Settings, store: Any, ids: np.ndarray) -> list[Contender]:
 
     def through_store(number: int) -> Figures:
         batches = [ids[numbers] for numbers in data.uniform_batches(settings, number)]
-        return {"ns/row": per_row_ns(lambda wanted: store.pull({"items": wanted}), batches, _rows(settings))}
+        return {"ns/row": per_row_ns(settings, lambda wanted: store.pull({"items": wanted}), batches, _rows(settings))}
 
     def through_table(number: int) -> Figures:
         batches = [ids[numbers] for numbers in data.uniform_batches(settings, number)]
-        return {"ns/row": per_row_ns(lambda wanted: table.pull(wanted, out=out), batches, _rows(settings))}
+        return {"ns/row": per_row_ns(settings, lambda wanted: table.pull(wanted, out=out), batches, _rows(settings))}
 
     return [Contender("Store.pull", through_store), Contender("Table.pull(out=)", through_table)]
 
@@ -59,7 +60,7 @@ def _gather(settings: Settings, known: KnownRows) -> Contender:
 
     def run(number: int) -> Figures:
         batches = data.uniform_batches(settings, number)
-        return {"ns/row": per_row_ns(lambda numbers: known.gather(numbers, out), batches, _rows(settings))}
+        return {"ns/row": per_row_ns(settings, lambda numbers: known.gather(numbers, out), batches, _rows(settings))}
 
     return Contender(GATHER, run)
 
@@ -68,9 +69,8 @@ def _torch(settings: Settings, weight: torch.Tensor) -> Contender:
     def run(number: int) -> Figures:
         batches = [torch.from_numpy(numbers.view(np.int64)) for numbers in data.uniform_batches(settings, number)]
         with torch.no_grad():
-            return {
-                "ns/row": per_row_ns(lambda numbers: functional.embedding(numbers, weight), batches, _rows(settings))
-            }
+            read = partial(functional.embedding, weight=weight)
+            return {"ns/row": per_row_ns(settings, read, batches, _rows(settings))}
 
     return Contender(TORCH, run)
 
@@ -86,7 +86,7 @@ def _cuckoo(settings: Settings, ids: np.ndarray, rows: np.ndarray, stack: ExitSt
 
     def run(number: int) -> Figures:
         batches = [ids[numbers] for numbers in data.uniform_batches(settings, number)]
-        return {"ns/row": per_row_ns(lambda wanted: cuckoo.find(wanted, out), batches, _rows(settings))}
+        return {"ns/row": per_row_ns(settings, lambda wanted: cuckoo.find(wanted, out), batches, _rows(settings))}
 
     return Contender("libcuckoo find and copy", run)
 

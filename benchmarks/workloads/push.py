@@ -48,11 +48,13 @@ def _ours(settings: Settings, store: Any, ids: np.ndarray, grads: np.ndarray) ->
 
     def through_store(number: int) -> Figures:
         batches = [ids[numbers] for numbers in data.distinct_batches(settings, number)]
-        return {"ns/row": per_row_ns(to_store, batches, _rows(settings))}
+        return {"ns/row": per_row_ns(settings, to_store, batches, _rows(settings))}
 
     def through_table(number: int) -> Figures:
         batches = [ids[numbers] for numbers in data.distinct_batches(settings, number)]
-        return {"ns/row": per_row_ns(lambda wanted: table.push(wanted, grads, now_ms=0), batches, _rows(settings))}
+        return {
+            "ns/row": per_row_ns(settings, lambda wanted: table.push(wanted, grads, now_ms=0), batches, _rows(settings))
+        }
 
     return [Contender("Store.push with origin", through_store), Contender("Table.push", through_table)]
 
@@ -60,7 +62,11 @@ def _ours(settings: Settings, store: Any, ids: np.ndarray, grads: np.ndarray) ->
 def _known(settings: Settings, known: KnownRows, grads: np.ndarray) -> Contender:
     def run(number: int) -> Figures:
         batches = data.distinct_batches(settings, number)
-        return {"ns/row": per_row_ns(lambda numbers: known.adagrad(numbers, grads, data.LR), batches, _rows(settings))}
+        return {
+            "ns/row": per_row_ns(
+                settings, lambda numbers: known.adagrad(numbers, grads, data.LR), batches, _rows(settings)
+            )
+        }
 
     return Contender(KNOWN, run)
 
@@ -79,7 +85,7 @@ def _torch(settings: Settings, grads: np.ndarray) -> Contender:
 
     def run(number: int) -> Figures:
         batches = [torch.from_numpy(numbers.view(np.int64)) for numbers in data.distinct_batches(settings, number)]
-        return {"ns/row": per_row_ns(step, batches, _rows(settings))}
+        return {"ns/row": per_row_ns(settings, step, batches, _rows(settings))}
 
     return Contender("torch sparse Adagrad", run)
 
@@ -94,7 +100,11 @@ def _cuckoo(settings: Settings, ids: np.ndarray, grads: np.ndarray, stack: ExitS
 
     def run(number: int) -> Figures:
         batches = [ids[numbers] for numbers in data.distinct_batches(settings, number)]
-        return {"ns/row": per_row_ns(lambda wanted: cuckoo.adagrad(wanted, grads, data.LR), batches, _rows(settings))}
+        return {
+            "ns/row": per_row_ns(
+                settings, lambda wanted: cuckoo.adagrad(wanted, grads, data.LR), batches, _rows(settings)
+            )
+        }
 
     return Contender("libcuckoo update", run)
 
