@@ -27,8 +27,17 @@ from embedstore.errors import (
     CorruptDeltaError,
     DeltaGapError,
     InvalidArgumentError,
+    UnsupportedError,
 )
 from embedstore.manifest import FORMAT, STORE_KEY, Manifest, ManifestContents, table_key
+from embedstore.records import (
+    ChunkRecord,
+    TableRecord,
+    Watermarks,
+    read_watermarks,
+    record_of,
+    watermarks_by_chunk,
+)
 from embedstore.segments import (
     Blob,
     SegmentReader,
@@ -40,7 +49,7 @@ from embedstore.segments import (
 )
 from embedstore.spec import TableSpec
 from embedstore.table import Table, delta_info
-from embedstore.v1 import manifest_pb2, sync_pb2
+from embedstore.v1 import manifest_pb2
 
 DELTAS_MAX = 64
 SMALL_BASE_BYTES = 64 << 10
@@ -48,53 +57,6 @@ GARBAGE_BYTES_MIN = 64 << 20
 SEGMENTS_MAX = 256
 RECOVERY_THREADS_MAX = 8
 _log = logging.getLogger(__name__)
-
-Watermarks = Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class ChunkRecord:
-    """What the manifest says of one chunk. The blobs hold it up to (incarnation, version); beyond that version nothing
-    is claimed."""
-
-    chunk: int
-    incarnation: int
-    version: int
-    clock_ms: int
-    watermarks: Watermarks
-    blobs: tuple[Blob, ...]
-
-
-@dataclass
-class TableRecord:
-    """What the manifest says of one table."""
-
-    table: Table
-    beginnings: Watermarks
-    chunks: tuple[ChunkRecord, ...]
-
-    def durable(self) -> dict[str, int]:
-        """The lowest watermarks over all chunks; a stream that a chunk does not know is left out."""
-        sets = {id(record.watermarks): record.watermarks for record in self.chunks}.values()
-        common = set.intersection(*(set(known) for known in sets))
-        return {stream: min(known[stream] for known in sets) for stream in common}
-
-    def to_proto(self, spec: TableSpec) -> manifest_pb2.TableManifest:
-        """The manifest entry, with ``spec`` for the table's."""
-        message = manifest_pb2.TableManifest(spec=spec.to_proto())
-        _fill(message.beginnings, self.beginnings)
-        index: dict[int, int] = {}
-        for record in self.chunks:
-            if id(record.watermarks) not in index:
-                index[id(record.watermarks)] = len(index)
-                _fill(message.watermark_sets.add(), record.watermarks)
-            entry = message.chunks.add(clock_ms=record.clock_ms, watermark_set=index[id(record.watermarks)])
-            entry.cursor.chunk = record.chunk
-            entry.cursor.incarnation = record.incarnation
-            entry.cursor.version = record.version
-            for blob in record.blobs:
-                entry.blobs.add(segment=blob.segment, offset=blob.offset, length=blob.length, crc32c=blob.crc)
-        return message
 
 
 @dataclass(frozen=True)
@@ -106,36 +68,12 @@ class CorruptBlob:
     problem: str
 
 
-def _fill(message: sync_pb2.WatermarkSet, watermarks: Watermarks) -> None:
-    for stream in sorted(watermarks):
-        message.positions.add(stream=stream, position=watermarks[stream])
-
-
-def _read(message: sync_pb2.WatermarkSet) -> dict[str, int]:
-    return {entry.stream: entry.position for entry in message.positions}
-
-
 def _needs_base(blobs: Sequence[Blob], sparse: frozenset[int]) -> bool:
     """Whether a chunk's next blob shall be a whole base: there is none, its deltas outgrew it, or it keeps a segment
     alive that is garbage for the most part."""
     if not blobs or len(blobs) > DELTAS_MAX or any(blob.segment in sparse for blob in blobs):
         return True
     return sum(blob.length for blob in blobs[1:]) > max(blobs[0].length, SMALL_BASE_BYTES)
-
-
-def record_of(table: Table, blobs: Mapping[int, tuple[Blob, ...]]) -> tuple[ChunkRecord, ...]:
-    """The records of a table that holds exactly what these blobs hold, and that nobody changes meanwhile."""
-    watermarks = watermarks_by_chunk(table)
-    states = zip(table.chunks, *(column.tolist() for column in table.chunk_states()), strict=True)
-    return tuple(
-        ChunkRecord(chunk, incarnation, version, clock_ms, watermarks[chunk], blobs.get(chunk, ()))
-        for chunk, incarnation, version, clock_ms in states
-    )
-
-
-def watermarks_by_chunk(table: Table) -> dict[int, Watermarks]:
-    """Each chunk's watermarks; chunks that share a set share the object."""
-    return {chunk: known for known, chunks in table.watermarks() for chunk in chunks}
 
 
 class Checkpointer:
@@ -209,14 +147,16 @@ class Checkpointer:
         try:
             spec = TableSpec.from_proto(message.spec)
             table = Table(spec, chunks=owned(spec))
-            sets = [_read(entry) for entry in message.watermark_sets]
+            sets = [read_watermarks(entry) for entry in message.watermark_sets]
             entries = {entry.cursor.chunk: (entry, sets[entry.watermark_set]) for entry in message.chunks}
+        except UnsupportedError:
+            raise
         except (InvalidArgumentError, IndexError) as problem:
             raise CorruptCheckpointError(f"manifest of table {message.spec.name!r}", str(problem)) from problem
         if list(entries) != list(table.chunks):
             raise CorruptCheckpointError(f"manifest of table {spec.name!r}", "does not list the chunks of this shard")
         reader.open(blob.segment for entry, _ in entries.values() for blob in entry.blobs)
-        beginnings = _read(message.beginnings)
+        beginnings = read_watermarks(message.beginnings)
 
         def recover(chunk: int) -> tuple[Blob, ...]:
             entry, watermarks = entries[chunk]

@@ -65,6 +65,8 @@ class LocalStore(WritableTables):
         self._disk = None if path is None else Checkpointer(Path(path), shard, num_shards)
         try:
             self._recover()
+            if not isinstance(tables, Sequence):
+                raise InvalidArgumentError("tables", f"must be a sequence of TableSpec, not {type(tables).__name__}")
             for spec in tables:
                 self._ensure_table(spec)
         except BaseException:
@@ -108,7 +110,7 @@ class LocalStore(WritableTables):
         self._streams.set_durable(self._disk.durable())
 
     def _ensure_table(self, spec: TableSpec) -> None:
-        spec.check_supported()
+        _check_spec("tables", spec)
         if spec.name not in self.table_map():
             self.create_table(spec)
         elif self.table(spec.name).spec != spec:
@@ -174,6 +176,7 @@ class LocalStore(WritableTables):
         self.check_open()
         dense.check_dense_name("dense_set", dense_set)
         offered = dense.freeze(tensors, position, 0)
+        entry = None if self._disk is None else dense.to_proto(dense_set, offered)
         with self._streams.gate.shared(), self._dense_lock:
             self.check_open()
             for stream in offered.position:
@@ -183,8 +186,9 @@ class LocalStore(WritableTables):
                 if at < published.position.get(stream, 0):
                     raise StaleDenseSetError(dense_set, stream, at, published.position[stream])
             new = replace(offered, version=published.version + 1)
-            if self._disk is not None:
-                self._disk.put({dense_key(dense_set): dense.to_proto(dense_set, new)})
+            if self._disk is not None and entry is not None:
+                entry.version = new.version
+                self._disk.put({dense_key(dense_set): entry})
             self.set_dense(dense_set, new)
         return new.version
 
@@ -192,7 +196,8 @@ class LocalStore(WritableTables):
 
     def create_table(self, spec: TableSpec) -> bool:
         """See :meth:`embedstore.interface.Store.create_table`; in the manifest before it is answered."""
-        spec.check_supported()
+        self.check_open()
+        _check_spec("spec", spec)
         owned = self._owned(spec)
         with self._streams.gate.alone():
             self.check_open()
@@ -213,7 +218,8 @@ class LocalStore(WritableTables):
 
     def alter_table(self, spec: TableSpec) -> None:
         """See :meth:`embedstore.interface.Store.alter_table`; in the manifest before it is answered."""
-        spec.check_supported()
+        self.check_open()
+        _check_spec("spec", spec)
         with self._streams.gate.alone():
             table = self.table(spec.name)
             difference = _unalterable(table.spec, spec)
@@ -300,6 +306,12 @@ def _check_shard(shard: int, num_shards: int) -> None:
     for label, value, low, high in (("num_shards", num_shards, 1, NUM_SHARDS_MAX), ("shard", shard, 0, num_shards - 1)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
+
+
+def _check_spec(label: str, spec: TableSpec) -> None:
+    if not isinstance(spec, TableSpec):
+        raise InvalidArgumentError(label, f"must be a TableSpec, not {spec!r}")
+    spec.check_supported()
 
 
 def _standing(streams: Sequence[Stream]) -> dict[bytes, manifest_pb2.StreamManifest]:

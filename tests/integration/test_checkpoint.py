@@ -306,6 +306,22 @@ def test_the_learning_rate_may_differ_at_open_and_nothing_else(path: Path) -> No
     open_store(path).close()
 
 
+def test_what_is_no_table_spec_is_refused(path: Path) -> None:
+    bad: Any
+    for bad in ([5], COUNTED, ["items"], iter([COUNTED])):
+        with pytest.raises(es.InvalidArgumentError) as caught:
+            LocalStore(path, bad)
+        assert caught.value.field == "tables"
+    with LocalStore(path) as store:
+        for call in (store.create_table, store.alter_table):
+            with pytest.raises(es.InvalidArgumentError) as caught:
+                call("items")  # type: ignore[arg-type]
+            assert caught.value.field == "spec"
+        with pytest.raises(es.UnsupportedError):
+            store.create_table(es.TableSpec("items", dim=4, ttl_s=3.0))
+        assert not store.tables()
+
+
 def test_new_histories_name_their_parents(path: Path) -> None:
     with open_store(path) as store:
         store.push({"items": (np.arange(100, dtype=np.uint64), ones(100))})

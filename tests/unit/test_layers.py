@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     {"_native", "dense", "errors", "ids", "interface", "protowire", "spec", "v1"},
     {"table"},
-    {"checkpoint", "manifest", "segments"},
+    {"checkpoint", "manifest", "records", "segments"},
     {"origins", "store", "table_set", "writing"},
     {"messages", "placement", "status", "wire"},
     {"batches", "client", "client_streams", "nn", "peers", "session"},
