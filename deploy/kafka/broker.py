@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import os
 import select
 import shutil
@@ -181,7 +182,7 @@ class Broker:
 
 def fetch(libraries: Path = LIBRARIES) -> Path:
     """The folder with the broker's jars; fetched with Maven the first time, without the network ever after."""
-    complete = libraries / "lib"
+    complete = libraries / hashlib.sha256((HERE / "pom.xml").read_bytes()).hexdigest()[:12]
     if complete.is_dir():
         return complete
     if shutil.which("mvn") is None:
