@@ -28,7 +28,7 @@ from embedstore.errors import (
 )
 from embedstore.server.parts import Assembler, Cursors, from_bytes
 from embedstore.spec import TableSpec
-from embedstore.v1 import store_pb2, sync_pb2
+from embedstore.v1 import spec_pb2, store_pb2, sync_pb2
 
 if TYPE_CHECKING:
     from embedstore.interface import DenseSet
@@ -123,7 +123,7 @@ class Intake:
         elif kind == "dense":
             self._take_dense(message.dense)
         elif kind == "table":
-            self._announced(TableSpec.from_proto(message.table.spec))
+            self._announced(message.table.spec)
         elif kind == "dropped":
             self._dropped(message.dropped.table)
         asked, self._asked = self._asked, defaultdict(set)
@@ -132,15 +132,18 @@ class Intake:
             for name, chunks in asked.items()
         ]
 
-    def _announced(self, spec: TableSpec) -> None:
-        self._specs[spec.name] = spec
+    def _announced(self, message: spec_pb2.TableSpec) -> None:
+        """A table that this release cannot hold is left out, and the rows here are then never said to be complete."""
+        self._specs.pop(message.name, None)
         try:
+            spec = TableSpec.from_proto(message)
             self._holder.hold(self._leader, spec)
         except InvalidArgumentError as error:
-            self._refused.add(spec.name)
-            log.error("table %s of leader %d cannot be followed: %s", spec.name, self._leader, error)
+            self._refused.add(message.name)
+            log.error("table %s of leader %d cannot be followed: %s", message.name, self._leader, error)
         else:
-            self._refused.discard(spec.name)
+            self._specs[message.name] = spec
+            self._refused.discard(message.name)
 
     def _dropped(self, name: str) -> None:
         self._specs.pop(name, None)
@@ -188,7 +191,7 @@ class Intake:
 
     def _ask_again(self, key: tuple[str, int]) -> None:
         name, chunk = key
-        if name not in self._specs or name in self._refused:
+        if name not in self._specs:
             return
         self._awaited.add(key)
         self._asked[name].add(chunk)

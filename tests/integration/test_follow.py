@@ -21,12 +21,13 @@ from embedstore.errors import (
     UnsupportedError,
 )
 from embedstore.interface import Origin, Reader
-from embedstore.placement import split
+from embedstore.placement import chunks_of_ids, split
 from embedstore.server.feed import TableFeed
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.link import Retry
 from embedstore.spec import SGD, Adagrad, TableSpec
 from embedstore.store import LocalStore
+from embedstore.table import Table
 
 ITEMS = TableSpec("items", dim=4, optimizer=SGD(1.0), num_chunks=16)
 USERS = TableSpec("users", dim=8, optimizer=Adagrad(0.1), num_chunks=8)
@@ -129,6 +130,36 @@ def test_any_sequence_of_changes_arrives(cluster: Callable[..., Cluster]) -> Non
                 store.assign("items", ids[mine], np.full((len(mine), 4), step, np.float32))
     follower.wait_for(shards.push({"items": [1]}), TIMEOUT_S)
     until(follower, lambda: content(follower, "items") == shards.rows("items"))
+
+
+def test_every_chunk_shows_exactly_the_events_of_its_watermark_while_pushes_go_on(
+    cluster: Callable[..., Cluster],
+) -> None:
+    """Row k counts the pushes that had it; so rows and watermark of a chunk can be compared at any instant."""
+    shards = cluster(2)
+    follower = shards.follow(sync_interval_ms=5)
+    follower.wait_synced(TIMEOUT_S)
+    seed = 11
+    print(f"seed {seed}")
+    chosen = np.random.default_rng(seed).random((400, 64)) < 0.1
+    totals = np.vstack([np.zeros((1, 64)), np.cumsum(chosen, axis=0)])
+    pushing = threading.Thread(target=lambda: [shards.push({"items": np.flatnonzero(each)}) for each in chosen])
+    pushing.start()
+    looked_at: set[tuple[int, int]] = set()
+    while pushing.is_alive() or not looked_at >= {(chunk, len(chosen)) for chunk in range(ITEMS.num_chunks)}:
+        for chunk in range(ITEMS.num_chunks):
+            instant = Table(ITEMS, embeddings_only=True)
+            instant.apply(follower.table("items").delta(chunk))
+            [watermark] = [at["s"] for at, chunks in instant.watermarks() if chunk in chunks]
+            ids, rows = instant.scan_chunk(chunk)
+            counted = dict(zip(ids.tolist(), -rows.embeddings[:, 0], strict=True))
+            owned = [
+                key for key in range(64) if chunks_of_ids(np.array([key], np.uint64), ITEMS.num_chunks)[0] == chunk
+            ]
+            assert {key: counted.get(key, 0.0) for key in owned} == {key: totals[watermark, key] for key in owned}
+            looked_at.add((chunk, watermark))
+    pushing.join()
+    assert len(looked_at) > 2 * ITEMS.num_chunks, "too few instants to mean anything"
 
 
 def test_one_member_is_enough_when_it_knows_the_others(cluster: Callable[..., Cluster]) -> None:
