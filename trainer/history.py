@@ -4,8 +4,8 @@ An entry carries the stream and position that it came from. An event sees the en
 those of its own stream at lower positions, and those of other streams that had arrived, or, when it is read again, that
 lie before it in event time. So a replayed event never sees itself or its own future.
 
-Memory holds up to ``users_max`` users in one array ``[users_max, 2 * length, COLUMNS]``, each user's entries oldest
-first and right-aligned; the least recently used move to RocksDB. An entry leaves the array for ``_spill`` instead of
+Memory holds up to ``users_max`` users in one array ``[users_max, depth, COLUMNS]``, each user's entries oldest first
+and right-aligned; the least recently used move to RocksDB. An entry leaves the array for ``_spill`` instead of
 being dropped while a replay from the committed positions could still need it: until it and the ``length`` entries after
 it all lie below the committed positions. A user who is already past a position is never appended to at or below it, so
 reading events twice is harmless, and RocksDB may be ahead of the trainer's cut.
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ITEM, ACTION, SURFACE, SESSION, TIME, STREAM, POSITION = range(7)
 COLUMNS: Final = 7
 FORMAT: Final = 1
+DEPTH_MIN: Final = 32
 _META = b"meta"
 _USER = b"u"
 
@@ -59,16 +60,22 @@ class Window:
 
 
 class HistoryStore:
-    """See the module. ``path`` None: memory only, and the least recently used users are forgotten at ``users_max``."""
+    """See the module. ``path`` None: memory only, and the least recently used users are forgotten at ``users_max``.
 
-    def __init__(self, path: Path | None, *, length: int, users_max: int = 1 << 17) -> None:
+    ``length``: entries that an event sees; ``depth``: entries kept, among which sessions are recognised (default: twice
+    the length and at least ``DEPTH_MIN``).
+    """
+
+    def __init__(self, path: Path | None, *, length: int, users_max: int = 1 << 17, depth: int | None = None) -> None:
         if length < 1:
             raise InvalidArgumentError("HistoryStore.length", f"must be >= 1, not {length}")
         if users_max < 16:
             raise InvalidArgumentError("HistoryStore.users_max", f"must be >= 16, not {users_max}")
         self.length = length
         self.users_max = users_max
-        self._depth = 2 * length
+        self._depth = max(2 * length, DEPTH_MIN) if depth is None else depth
+        if self._depth < length:
+            raise InvalidArgumentError("HistoryStore.depth", f"must be >= length {length}, not {self._depth}")
         self._ring = np.zeros((users_max, self._depth, COLUMNS), np.int64)
         self._slot_of: dict[int, int] = {}
         self._user_of = np.zeros(users_max, np.uint64)

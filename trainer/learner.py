@@ -21,7 +21,7 @@ from embedstore import TablePush
 from trainer.candidates import Candidates, Located, draw, locate, same_user_pairs
 from trainer.model.losses import info_nce, sampling_log_q
 from trainer.model.scoring import RANK_MAX, CandidateScorer, competition_ranks
-from trainer.model.sequence import SequenceModel, last_places
+from trainer.model.sequence import SequenceModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,14 +143,16 @@ class Learner:
     def _query(
         self, window: Window, place_BL: np.ndarray, leaf_UD: Tensor, actions: SmallTable, surfaces: SmallTable
     ) -> Tensor:
-        longest = max(1, int(window.lengths.max(initial=0)))
-        if not window.lengths.any():
-            return torch.zeros(len(window.lengths), self.settings.model.dim, device=self.device)
-        events_BLD = leaf_UD[self._tensor(place_BL[:, :longest])]
+        query_BD = torch.zeros(len(window.lengths), self.settings.model.dim, device=self.device)
+        past = np.flatnonzero(window.lengths)
+        if not len(past):
+            return query_BD
+        longest = int(window.lengths.max())
+        events_QLD = leaf_UD[self._tensor(place_BL[past, :longest])]
         for small in (actions, surfaces):
-            events_BLD = events_BLD + nn.functional.embedding(self._tensor(small.place_BL[:, :longest]), small.leaf)
-        hidden_BLD = self.model.sequence(events_BLD)
-        return last_places(hidden_BLD, self._tensor(window.lengths))
+            events_QLD = events_QLD + nn.functional.embedding(self._tensor(small.place_BL[past, :longest]), small.leaf)
+        vectors_QD = self.model.sequence.last(events_QLD, self._tensor(window.lengths[past]))
+        return query_BD.index_copy(0, self._tensor(past), vectors_QD)
 
     # -- score -------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from trainer.events import BATCH_DTYPES, EventBatch
 from trainer.history import HistoryStore, Window
 
 LENGTH = 3
+DEPTH = 6
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ cuts = st.lists(st.integers(1, 79), max_size=12)
 @settings(max_examples=60, deadline=None)
 def test_events_see_their_users_latest_events_before_them_in_any_batching(users: list[int], cuts: list[int]) -> None:
     log = make_log(users)
-    history = HistoryStore(None, length=LENGTH, users_max=64)
+    history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     place = 0
     for batch in batches(log, 0, cuts):
         window = history.extend(batch)
@@ -92,7 +93,7 @@ def test_a_replay_from_the_committed_position_sees_exactly_what_the_first_readin
     users: list[int], first_cuts: list[int], again_cuts: list[int], data: st.DataObject
 ) -> None:
     log = make_log(users)
-    history = HistoryStore(None, length=LENGTH, users_max=64)
+    history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     for batch in batches(log, 0, first_cuts):
         history.extend(batch)
         begin = batch.origins[0].begin
@@ -116,7 +117,7 @@ def test_eviction_restart_and_loss_of_unwritten_users_change_nothing_that_a_repl
     """Memory for 16 of 21 users; the process dies at some batch and starts again from its last flush."""
     log = make_log(users)
     with TemporaryDirectory() as directory:
-        history = HistoryStore(Path(directory) / "h", length=LENGTH, users_max=21 + 3)
+        history = HistoryStore(Path(directory) / "h", length=LENGTH, depth=DEPTH, users_max=21 + 3)
         cut = 0
         for batch in batches(log, 0, [*cuts, *range(0, 80, 7)]):
             history.extend(batch)
@@ -126,7 +127,7 @@ def test_eviction_restart_and_loss_of_unwritten_users_change_nothing_that_a_repl
                 cut = batch.origins[0].end
                 history.flush()
         history._db.close()
-        history = HistoryStore(Path(directory) / "h", length=LENGTH, users_max=21 + 3)
+        history = HistoryStore(Path(directory) / "h", length=LENGTH, depth=DEPTH, users_max=21 + 3)
         place = cut // 2
         for batch in batches(log, place, cuts) if place < len(log) else []:
             window = history.extend(batch, {"s": cut})
@@ -138,7 +139,7 @@ def test_eviction_restart_and_loss_of_unwritten_users_change_nothing_that_a_repl
 
 def test_least_recently_used_users_come_back_from_disk(tmp_path: Path) -> None:
     log = make_log([*range(100), *range(100)])
-    history = HistoryStore(tmp_path / "h", length=LENGTH, users_max=16)
+    history = HistoryStore(tmp_path / "h", length=LENGTH, depth=DEPTH, users_max=16)
     place = 0
     for batch in batches(log, 0, list(range(0, 200, 8))):
         window = history.extend(batch)
@@ -152,7 +153,7 @@ def test_least_recently_used_users_come_back_from_disk(tmp_path: Path) -> None:
 @given(order=st.lists(st.booleans(), min_size=2, max_size=40))
 @settings(max_examples=40, deadline=None)
 def test_a_replayed_event_of_one_of_two_streams_never_sees_itself_or_anything_later(order: list[bool]) -> None:
-    history = HistoryStore(None, length=LENGTH, users_max=64)
+    history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     events: list[Event] = []
     for i, left in enumerate(order):
         stream = "left" if left else "right"
@@ -165,10 +166,10 @@ def test_a_replayed_event_of_one_of_two_streams_never_sees_itself_or_anything_la
 
 def test_entries_beyond_the_array_are_kept_until_the_commit_passes_them() -> None:
     log = make_log([5] * 60)
-    history = HistoryStore(None, length=LENGTH, users_max=64)
+    history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     for batch in batches(log, 0, [20, 40]):
         history.extend(batch)
-    assert history.spilled_entries == 60 - 2 * LENGTH
+    assert history.spilled_entries == 60 - DEPTH
     window = history.extend(as_batch(log[4:5], 8, 10, "s"))
     check(window, 0, past_items(log, 4))
     history.commit({"s": 2 * 60})
@@ -176,7 +177,7 @@ def test_entries_beyond_the_array_are_kept_until_the_commit_passes_them() -> Non
 
 
 def test_a_sessions_first_event_is_told_from_its_later_ones() -> None:
-    history = HistoryStore(None, length=LENGTH, users_max=64)
+    history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     sessions = [11, 11, 12, 11, 0, 0, 12]
     log = [Event(1, 100 + i, session, 1000 + i, "s", 2 * i) for i, session in enumerate(sessions)]
     expected = [False, True, False, True, False, False, True]
@@ -187,6 +188,6 @@ def test_a_sessions_first_event_is_told_from_its_later_ones() -> None:
 
 def test_events_below_the_floor_are_looked_up_and_not_taken_in() -> None:
     log = make_log([1, 1, 1])
-    history = HistoryStore(None, length=LENGTH, users_max=64)
+    history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     history.extend(as_batch(log, 0, 6, "s"), {"s": 4})
     check(history.extend(as_batch([Event(1, 999, 0, 9999, "s", 90)], 90, 91, "s")), 0, [102])

@@ -42,6 +42,22 @@ def test_a_shorter_history_gives_the_same_vector_with_or_without_padding(model: 
         torch.testing.assert_close(padded[row], alone, rtol=1e-5, atol=1e-6)
 
 
+def test_the_short_way_to_the_latest_place_is_exact_in_value_and_gradient(model: SequenceModel) -> None:
+    lengths = torch.tensor([1, 3, 7, 6])
+    grads, vectors = [], []
+    for short in (False, True):
+        torch.manual_seed(0)
+        events = torch.randn(4, 7, 16, requires_grad=True)
+        vector = model.last(events, lengths) if short else last_places(model(events), lengths)
+        model.zero_grad()
+        torch.autograd.backward((vector * torch.arange(16)).sum())
+        assert events.grad is not None
+        grads.append([events.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+        vectors.append(vector)
+    torch.testing.assert_close(vectors[0], vectors[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
 def test_outputs_are_unit_vectors_whatever_the_scale_of_the_rows(model: SequenceModel) -> None:
     norms = model(torch.randn(3, 7, 16) * 50).norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
