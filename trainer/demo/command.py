@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(min=5.0, max=3600.0, help="How long events stream in.")] = 60.0,
-    rate: Annotated[float, typer.Option(min=10.0, max=20_000.0, help="Events a second.")] = 1500.0,
+    rate: Annotated[float, typer.Option(min=10.0, max=20_000.0, help="Events a second.")] = 1000.0,
     kafka: Annotated[bool, typer.Option("--kafka", help="Through a real Apache Kafka broker.")] = False,
     kill_shard_at: Annotated[
         float | None, typer.Option(min=0.0, help="SIGKILL a shard so many seconds into the stream.")
