@@ -206,6 +206,31 @@ def test_a_heartbeat_does_not_repeat_what_the_deltas_said() -> None:
         assert feed.heartbeat() is None
 
 
+class Busy(Table):
+    """A table on which a push always comes between two looks."""
+
+    position = 0
+
+    def watermarks(self) -> list[tuple[dict[str, int], list[int]]]:
+        begin, self.position = self.position, self.position + 1
+        self.push(*ones([7], 4), now_ms=1, origins=[Origin("s", begin, self.position)])
+        return super().watermarks()
+
+
+def test_a_heartbeat_claims_nothing_for_a_chunk_that_moves_under_its_eyes() -> None:
+    table = Busy(ITEMS)
+    table.open_stream("s", 0)
+    feed = TableFeed(table, None, embeddings_only=True)
+    [busy] = chunks_of_ids(np.array([7], np.uint64), ITEMS.num_chunks).tolist()
+    for _ in range(3):
+        for index in feed.due(0, 0, 1):
+            feed.delta(index, -1, 1)
+        said = feed.heartbeat()
+        assert said is not None
+        claimed = np.frombuffer(said.chunks, "<u4").tolist()
+        assert claimed == [chunk for chunk in table.chunks if chunk != busy]
+
+
 def test_a_cut_connection_resumes_at_its_cursors(cluster: Callable[..., Cluster]) -> None:
     shards = cluster()
     follower = shards.follow()
