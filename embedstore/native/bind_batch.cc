@@ -128,15 +128,19 @@ nb::bytes gather_message(const nb::list& items) {
 }  // namespace
 
 void bind_batch(nb::module_& module) {
-  module.def(
-      "mix64", &mix64_all, nb::arg("ids"),
-      "The 64-bit hash of every id: uint64 [n] -> uint64 [n]. The finalizer of splitmix64; part of the formats.");
+  module.def("mix64", &mix64_all, nb::arg("ids"),
+             "The 64-bit hash of every id: uint64 [n] -> uint64 [n]. The finalizer of splitmix64; part of the formats.",
+             nb::sig("def mix64(ids: object) -> numpy.typing.NDArray[numpy.uint64]"));
   module.def("unique", &unique, nb::arg("ids"),
              "Distinct ids in order of first occurrence: uint64 [n] -> (uint64 [k], int64 [n] index of each id among "
-             "them, uint32 [k] how often each occurs).");
+             "them, uint32 [k] how often each occurs).",
+             nb::sig("def unique(ids: object) -> tuple[numpy.typing.NDArray[numpy.uint64], "
+                     "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.uint32]]"));
   module.def("split", &split, nb::arg("ids"), nb::arg("num_chunks"), nb::arg("num_shards"),
              "Group ids by owning shard: (int64 [n] positions, stable within a shard; int64 [num_shards + 1] where "
-             "each shard's begin). Shard i owns chunks [i*C//n, (i+1)*C//n).");
+             "each shard's begin). Shard i owns chunks [i*C//n, (i+1)*C//n).",
+             nb::sig("def split(ids: object, num_chunks: int, num_shards: int) -> "
+                     "tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64]]"));
   module.def("crc32c", &crc32c_of, nb::arg("data"), "CRC-32C (Castagnoli) of the bytes.");
   module.def("gather_message", &gather_message, nb::arg("segments"),
              "One bytes object from literal bytes and rows: each segment is bytes, or (table, uint64 [n] ids, dtype) "

@@ -125,14 +125,16 @@ void bind_sync(nb::class_<NamedTable>& table) {
   table.def("forget_stream", &forget_stream, nb::arg("stream"), "Drop a stream's watermark in every chunk.");
   table.def("raise_chunk", &raise_chunk, nb::arg("chunk"), nb::arg("positions"), nb::arg("clock_ms"),
             "Raise one chunk's watermarks and clock.");
-  table.def("chunk_states", &chunk_states, "(incarnations uint64, versions uint64, clocks int64) of the owned chunks.");
+  table.def("chunk_states", &chunk_states, "(incarnations uint64, versions uint64, clocks int64) of the owned chunks.",
+            nb::sig("def chunk_states(self) -> tuple[numpy.typing.NDArray[numpy.uint64], "
+                    "numpy.typing.NDArray[numpy.uint64], numpy.typing.NDArray[numpy.int64]]"));
   table.def("branch", &branch, nb::arg("incarnations"),
             "Begin a new history in every chunk, with the present one as its parent.",
             nb::sig("def branch(self, incarnations: object) -> None"));
   table.def("delta", &delta, nb::arg("chunk"), nb::arg("incarnation"), nb::arg("version"), nb::arg("embeddings_only"),
             "The ChunkDelta since a cursor, or the full chunk when it cannot continue from there.");
-  table.def("apply", &apply, nb::arg("delta"),
-            "Apply a ChunkDelta: (chunk, incarnation, version) where it stands now.");
+  table.def("apply", &apply, nb::arg("delta"), "Apply a ChunkDelta: (chunk, incarnation, version) where it stands now.",
+            nb::sig("def apply(self, delta: bytes) -> tuple[int, int, int]"));
 }
 
 }  // namespace embedstore::bind

@@ -253,8 +253,12 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
       "Remove rows; returns how many were there. reason: 1 erased, 2 expired, 3 evicted.",
       nb::sig("def erase(self, ids: object, *, reason: int = 1, origins: list[tuple[str, int, int]] = []) -> int"));
   table.def("scan", &scan, nb::arg("chunk"),
-            "All rows of a chunk at one instant: (ids, embeddings, updates, first_seen_s, last_seen_s).");
-  table.def("counters", &counters, "Counters since the table was made, and its present tombstones.");
+            "All rows of a chunk at one instant: (ids, embeddings, updates, first_seen_s, last_seen_s).",
+            nb::sig("def scan(self, chunk: int) -> tuple[numpy.typing.NDArray[numpy.uint64], "
+                    "numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.uint32], "
+                    "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64]]"));
+  table.def("counters", &counters, "Counters since the table was made, and its present tombstones.",
+            nb::sig("def counters(self) -> dict[str, int]"));
   return table;
 }
 

@@ -1,6 +1,5 @@
 #include "native/index.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -18,7 +17,9 @@ constexpr size_t kSearchMax = 400;
 
 }  // namespace
 
-void Index::FreeBuckets::operator()(Bucket* buckets) const noexcept { std::free(buckets); }
+void Index::FreeBuckets::operator()(Bucket* buckets) const noexcept {
+  ::operator delete(buckets, std::align_val_t{alignof(Bucket)});
+}
 
 void Index::swap(Index& other) noexcept {
   std::swap(buckets_, other.buckets_);
@@ -29,8 +30,7 @@ void Index::swap(Index& other) noexcept {
 
 void Index::allocate(size_t buckets) {
   if (buckets > kBucketsMax) throw std::bad_alloc();
-  void* memory = std::aligned_alloc(alignof(Bucket), buckets * sizeof(Bucket));
-  if (memory == nullptr) throw std::bad_alloc();
+  void* memory = ::operator new(buckets * sizeof(Bucket), std::align_val_t{alignof(Bucket)});
   std::memset(memory, 0, buckets * sizeof(Bucket));
   buckets_.reset(static_cast<Bucket*>(memory));
   mask_ = static_cast<uint32_t>(buckets - 1);

@@ -1,7 +1,6 @@
 #include "native/rows.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <new>
 #include <utility>
 
@@ -22,7 +21,7 @@ RowLayout::RowLayout(uint32_t dim_, uint32_t state_floats_) noexcept
 Rows::~Rows() {
   if (slabs_.empty()) return;
   if (capacity_ < slab_rows()) {
-    std::free(slabs_[0]);
+    ::operator delete(slabs_[0]);
     return;
   }
   for (std::byte* slab : slabs_) pool_->release(slab);
@@ -47,11 +46,10 @@ size_t Rows::memory_bytes() const noexcept {
 void Rows::grow_first_slab(size_t rows) {
   const bool whole = rows >= slab_rows();
   slabs_.reserve(1);
-  void* slab = whole ? pool_->allocate() : std::malloc(rows * layout_->row_bytes);
-  if (slab == nullptr) throw std::bad_alloc();
+  void* slab = whole ? pool_->allocate() : ::operator new(rows * layout_->row_bytes);
   if (!slabs_.empty()) {
     std::memcpy(slab, slabs_[0], end_ * layout_->row_bytes);
-    std::free(slabs_[0]);
+    ::operator delete(slabs_[0]);
     slabs_.clear();
   }
   slabs_.push_back(static_cast<std::byte*>(slab));

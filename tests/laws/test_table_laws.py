@@ -1,0 +1,436 @@
+"""Laws of one table: every id its own row, pure initial values, counts that add up, deltas that cannot do harm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_table import chunk_of, initial_embedding
+
+from embedstore import _native
+from embedstore.errors import CorruptDeltaError, GapError, InvalidArgumentError, UnknownStreamError, WrongShardError
+from embedstore.interface import Origin
+from embedstore.spec import SGD, Adagrad, Adam, Optimizer, TableSpec, Uniform
+from embedstore.table import Table
+
+MASK = 2**64 - 1
+any_id = st.integers(0, MASK)
+
+
+def table_of(dim: int = 4, **fields: Any) -> Table:
+    return Table(TableSpec("t", dim, **({"optimizer": SGD(1.0)} | fields)))
+
+
+def uint64(*ids: int) -> np.ndarray:
+    return np.array(ids, np.uint64)
+
+
+def digest(table: Table) -> list[bytes]:
+    return [table.delta(chunk) for chunk in table.chunks]
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("ids", ["random", "consecutive", "multiples"])
+def test_every_id_has_its_own_row(ids: str) -> None:
+    count = 400_000
+    rng = np.random.default_rng(1)
+    keys = {
+        "random": rng.permutation(np.unique(rng.integers(0, MASK, count, dtype=np.uint64))),
+        "consecutive": np.arange(count, dtype=np.uint64),
+        "multiples": np.arange(count, dtype=np.uint64) << np.uint64(32),
+    }[ids]
+    table = table_of(2)
+    gradients = np.stack([-np.arange(len(keys)) // 1000, -(np.arange(len(keys)) % 1000)], axis=1).astype(np.float32)
+    for part in np.array_split(np.arange(len(keys)), 50):
+        table.push(keys[part], gradients[part], now_ms=0)
+    order = rng.permutation(len(keys))
+    np.testing.assert_array_equal(table.pull(keys[order]), -gradients[order])
+    assert len(table) == len(keys)
+    assert not table.contains(keys + np.uint64(2**31 + 7)).any()
+
+
+@given(keys=st.lists(any_id, unique=True, max_size=50), others=st.lists(any_id, max_size=20))
+def test_no_id_is_special(keys: list[int], others: list[int]) -> None:
+    table = table_of()
+    keys += [key for key in (0, 1, MASK, 2**63) if key not in keys]
+    rows = np.arange(len(keys) * 4, dtype=np.float32).reshape(-1, 4)
+    table.assign(uint64(*keys), rows, now_ms=0)
+    np.testing.assert_array_equal(table.pull(uint64(*keys)), rows)
+    assert table.contains(uint64(*others)).tolist() == [other in keys for other in others]
+    assert table.delete(uint64(*keys)) == len(keys) and len(table) == 0
+
+
+def test_signed_ids_are_the_same_64_bits() -> None:
+    table = table_of()
+    table.assign(np.array([-1, -5], np.int64), np.ones((2, 4), np.float32), now_ms=0)
+    assert table.contains(uint64(MASK, MASK - 4)).all()
+
+
+def unmix(hashed: int) -> int:
+    """The id with this hash: mix64 is a bijection, so collisions can be chosen."""
+
+    def unshift(x: int, by: int) -> int:
+        result = x
+        for _ in range(64 // by + 1):
+            result = x ^ (result >> by)
+        return result
+
+    x = unshift(hashed, 31) * pow(0x94D049BB133111EB, -1, 2**64) & MASK
+    x = unshift(x, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) & MASK
+    return unshift(x, 30)
+
+
+def test_ids_chosen_to_collide_keep_their_own_rows() -> None:
+    keys = uint64(*(unmix(top << 48 | 0xABCDEF) for top in range(400)))
+    assert (_native.mix64(keys) & np.uint64(2**48 - 1) == 0xABCDEF).all()
+    table = table_of(1, num_chunks=1)
+    rows = np.arange(len(keys), dtype=np.float32)[:, None]
+    table.assign(keys, rows, now_ms=0)
+    np.testing.assert_array_equal(table.pull(keys), rows)
+    assert table.delete(keys[::2]) == 200
+    assert table.contains(keys).tolist() == [False, True] * 200
+    assert table.memory_bytes < 2**20
+
+
+def test_deleted_slots_are_used_again() -> None:
+    table = Table(TableSpec("t", 16, optimizer=SGD(1.0)), tombstones_max=8)
+    rows = np.ones((20_000, 16), np.float32)
+    rng = np.random.default_rng(2)
+    table.assign(rng.integers(0, MASK, 20_000, dtype=np.uint64), rows, now_ms=0)
+    before = table.memory_bytes
+    for _ in range(20):
+        ids = np.concatenate([table.scan_chunk(chunk)[0][:10] for chunk in table.chunks])
+        assert table.delete(ids) == len(ids)
+        table.assign(rng.integers(0, MASK, len(ids), dtype=np.uint64), rows[: len(ids)], now_ms=0)
+    assert table.memory_bytes < before * 1.2
+    assert len(table) == 20_000
+
+
+def test_duplicates_in_a_push_are_summed_and_counted_once() -> None:
+    table = table_of(3)
+    grads = np.arange(15, dtype=np.float32).reshape(5, 3)
+    table.push(uint64(7, 9, 7, 7, 9), -grads, now_ms=0)
+    rows = table.pull_rows(uint64(7, 9))
+    np.testing.assert_array_equal(rows.embeddings, [grads[[0, 2, 3]].sum(0), grads[[1, 4]].sum(0)])
+    assert rows.updates.tolist() == [1, 1]
+
+
+def test_memory_stays_within_its_budget() -> None:
+    assert Table(TableSpec("t", 64, optimizer=Adagrad(0.1))).memory_bytes <= 2**20
+    table = table_of(64, optimizer=Adagrad(0.1), num_chunks=4)
+    rng = np.random.default_rng(3)
+    rows = np.zeros((10_000, 64), np.float32)
+    least = float("inf")
+    for _ in range(20):
+        table.assign(rng.integers(0, MASK, len(rows), dtype=np.uint64), rows, now_ms=0)
+        least = min(least, table.memory_bytes / len(table) - 4 * 64 * 2)
+    assert least <= 40, f"{least:.1f} bytes a row above its floats at the best load"
+
+
+# --- initial values
+
+
+def test_initial_values_are_the_same_in_two_processes_and_in_the_model() -> None:
+    spec = TableSpec("t", 5, init=Uniform(0.05, seed=77), on_miss="init")
+    keys = [0, 1, MASK, 123456789]
+    here = Table(spec).pull(uint64(*keys))
+    code = (
+        "import json, numpy as np\n"
+        "from embedstore.spec import TableSpec, Uniform\n"
+        "from embedstore.table import Table\n"
+        "table = Table(TableSpec('other', 5, init=Uniform(0.05, seed=77), on_miss='init', num_chunks=2))\n"
+        f"print(json.dumps(table.pull(np.array({keys}, np.uint64)).astype(float).tolist()))"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    np.testing.assert_array_equal(here, np.array(json.loads(there), np.float32))
+    np.testing.assert_array_equal(here, [initial_embedding(spec, key) for key in keys])
+
+
+def test_uniform_values_fill_their_range_evenly() -> None:
+    values = Table(TableSpec("t", 64, init=Uniform(2.0, seed=5), on_miss="init")).pull(np.arange(20_000)).ravel()
+    assert values.min() >= -2.0 and values.max() < 2.0
+    counts, _ = np.histogram(values, bins=64, range=(-2, 2))
+    expected = len(values) / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 130  # chi-square, 63 degrees of freedom
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.005
+
+
+def test_a_first_push_starts_from_the_initial_value() -> None:
+    spec = TableSpec("t", 4, optimizer=SGD(0.5), init=Uniform(0.1, seed=1))
+    table = Table(spec)
+    assert not table.pull(uint64(3)).any()  # on_miss is zeros
+    table.push(uint64(3), np.ones((1, 4), np.float32), now_ms=0)
+    np.testing.assert_array_equal(table.pull(uint64(3))[0], initial_embedding(spec, 3) - np.float32(0.5))
+
+
+# --- optimizers against float64
+
+
+@given(
+    optimizer=st.sampled_from(
+        [SGD(0.1), Adagrad(0.1), Adagrad(0.05, initial_accumulator=0.1, eps=1e-4), Adam(0.01), Adam(0.1, beta1=0.0)]
+    ),
+    dim=st.integers(1, 70),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=40, deadline=None)
+def test_optimizers_follow_their_papers_in_float64(optimizer: Optimizer, dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = table_of(dim, optimizer=optimizer)
+    w, s, m, v = (np.zeros(dim) for _ in range(4))
+    s += getattr(optimizer, "initial_accumulator", 0.0)
+    for step in range(1, 31):
+        g = rng.normal(size=dim).astype(np.float32)
+        table.push(uint64(5), g[None], now_ms=0)
+        g64 = g.astype(np.float64)
+        match optimizer:
+            case SGD(lr=lr):
+                w -= lr * g64
+            case Adagrad(lr=lr, eps=eps):
+                s += g64**2
+                w -= lr * g64 / (np.sqrt(s) + eps)
+            case Adam(lr=lr, beta1=b1, beta2=b2, eps=eps):
+                m, v = b1 * m + (1 - b1) * g64, b2 * v + (1 - b2) * g64**2
+                w -= lr * (m / (1 - b1**step)) / (np.sqrt(v / (1 - b2**step)) + eps)
+    np.testing.assert_allclose(table.pull(uint64(5))[0], w, rtol=2e-4, atol=2e-5)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [(0, 0), (40, 2), (99, 4)])
+def test_a_number_that_is_not_finite_refuses_the_whole_batch(bad: float, at: tuple[int, int]) -> None:
+    table = table_of(5)
+    values = np.ones((100, 5), np.float32)
+    values[at] = bad
+    with pytest.raises(InvalidArgumentError, match=rf"row {at[0]}, number {at[1]}") as refused:
+        table.push(np.arange(100), values, now_ms=0)
+    assert refused.value.field == "t.grads"
+    with pytest.raises(InvalidArgumentError) as refused:
+        table.assign(np.arange(100), values, now_ms=0)
+    assert refused.value.field == "t.rows"
+    assert len(table) == 0 and not table.chunk_states().versions.any()
+
+
+def test_bad_arguments_are_named() -> None:
+    table = table_of()
+    ids, grads = uint64(1, 2), np.ones((2, 4), np.float32)
+    sound: dict[str, Any] = {"grads": grads, "now_ms": 0}
+    cases: dict[str, dict[str, Any]] = {
+        "t.grads": {"grads": grads[:1]},
+        "t.counts": {"counts": [1, -1]},
+        "t.event_times_ms": {"event_times_ms": [5, -1]},
+        "t.event_time_ms": {"event_times_ms": -1},
+        "t.lr": {"lr": float("nan")},
+        "now_ms": {"now_ms": -1},
+    }
+    for field, change in cases.items():
+        with pytest.raises(InvalidArgumentError) as refused:
+            table.push(ids, **(sound | change))
+        assert refused.value.field == field
+    with pytest.raises(InvalidArgumentError, match="twice"):
+        table.push(ids, grads, now_ms=0, origins=[Origin("s", 0, 1), Origin("s", 1, 2)])
+    assert len(table) == 0
+
+
+def test_an_id_of_another_shard_refuses_the_whole_batch() -> None:
+    spec = TableSpec("t", 2, optimizer=SGD(1.0), num_chunks=8)
+    table = Table(spec, chunks=range(2, 5))
+    keys = list(range(100))
+    mine = uint64(*(key for key in keys if chunk_of(key, 8) in range(2, 5)))
+    table.push(mine, np.ones((len(mine), 2), np.float32), now_ms=0)
+    before = digest(table)
+    for call in (
+        lambda: table.pull(np.arange(100)),
+        lambda: table.contains(np.arange(100)),
+        lambda: table.delete(np.arange(100)),
+        lambda: table.push(np.arange(100), np.ones((100, 2), np.float32), now_ms=0),
+        lambda: table.delta(5),
+        lambda: table.apply(Table(spec).delta(0)),
+    ):
+        with pytest.raises(WrongShardError):
+            call()
+    assert digest(table) == before
+
+
+def test_future_times_count_as_a_minute_ahead() -> None:
+    table = table_of(1)
+    table.push(uint64(1), np.ones((1, 1)), now_ms=1_000_000, event_times_ms=9_000_000)
+    assert table.pull_rows(uint64(1)).last_seen_s.tolist() == [1060]
+    assert table.chunk_states().clocks_ms.max() == 1_060_000
+
+
+# --- origins
+
+
+def test_a_gap_in_one_chunk_refuses_the_push_in_all() -> None:
+    table = table_of(2, num_chunks=8)
+    table.open_stream("s", 10)
+    table.set_watermarks(3, {"s": 20}, 0)
+    before = digest(table)
+    for origin in (Origin("s", 10, 25), Origin("s", 20, 25), Origin("s", 5, 15)):
+        with pytest.raises(GapError) as refused:
+            table.push(np.arange(50), np.ones((50, 2), np.float32), now_ms=0, origins=[origin])
+        assert refused.value.watermarks == {"s": [10, 20]}
+    with pytest.raises(UnknownStreamError):
+        table.push(np.arange(50), np.ones((50, 2), np.float32), now_ms=0, origins=[Origin("x", 10, 25)])
+    assert digest(table) == before
+    table.push(np.arange(50), -np.ones((50, 2), np.float32), now_ms=0, origins=[Origin("s", 10, 20)])
+    ids, _ = table.scan_chunk(3)
+    assert len(ids) == 0 and len(table) == sum(chunk_of(key, 8) != 3 for key in range(50))
+    assert table.watermarks() == [({"s": 20}, list(range(8)))]
+
+
+def test_watermarks_move_without_a_version() -> None:
+    table = table_of()
+    table.open_stream("s", 0)
+    table.push(uint64(), np.zeros((0, 4), np.float32), now_ms=0, origins=[Origin("s", 0, 7)])
+    assert not table.chunk_states().versions.any()
+    assert table.watermarks() == [({"s": 7}, list(table.chunks))]
+
+
+# --- deltas
+
+
+def sample_delta() -> tuple[Table, bytes, bytes]:
+    table = Table(TableSpec("t", 3, optimizer=Adagrad(0.1), num_chunks=2))
+    rng = np.random.default_rng(4)
+    table.open_stream("file/abc/0", 5)
+    table.push(np.arange(30), rng.normal(size=(30, 3)), now_ms=10**6, event_times_ms=10**6)
+    states = table.chunk_states()
+    table.push(np.arange(20, 50), rng.normal(size=(30, 3)), now_ms=10**6, event_times_ms=10**6)
+    table.delete(np.arange(10))
+    return table, table.delta(1), table.delta(1, int(states.incarnations[1]), int(states.versions[1]))
+
+
+SOURCE, FULL, CONTINUED = sample_delta()
+
+
+@given(
+    full=st.booleans(), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3)
+)
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_delta_changes_nothing(full: bool, flips: list[tuple[int, int]]) -> None:
+    sound = FULL if full else CONTINUED
+    damaged = bytearray(sound)
+    for at, bits in flips:
+        damaged[at % len(damaged)] ^= bits
+    replica = Table(SOURCE.spec)
+    before = digest(replica)
+    if bytes(damaged) != sound:
+        with pytest.raises(CorruptDeltaError):
+            replica.apply(bytes(damaged))
+        assert digest(replica) == before
+
+
+@pytest.mark.parametrize("sound", [FULL, CONTINUED], ids=["full", "continued"])
+def test_a_truncated_or_longer_delta_is_refused(sound: bytes) -> None:
+    replica = Table(SOURCE.spec)
+    before = digest(replica)
+    for size in {*range(0, len(sound), 7), 111, 112, 115, 116, len(sound) - 1}:
+        with pytest.raises(CorruptDeltaError):
+            replica.apply(sound[:size])
+    with pytest.raises(CorruptDeltaError):
+        replica.apply(sound + b"\0")
+    assert digest(replica) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TableSpec("t", 4, optimizer=Adagrad(0.1), num_chunks=2),
+        TableSpec("t", 3, optimizer=Adam(0.1), num_chunks=2),
+        TableSpec("t", 3, optimizer=Adagrad(0.1), num_chunks=4),
+    ],
+    ids=["dim", "optimizer", "chunks"],
+)
+def test_a_delta_of_another_table_is_refused(other: TableSpec) -> None:
+    with pytest.raises(CorruptDeltaError):
+        Table(other).apply(FULL)
+
+
+def test_a_table_with_state_refuses_a_delta_without() -> None:
+    with pytest.raises(CorruptDeltaError, match="embeddings only"):
+        Table(SOURCE.spec).apply(SOURCE.delta(0, embeddings_only=True))
+    serving = Table(SOURCE.spec, embeddings_only=True)
+    serving.apply(FULL)
+    ids, rows = SOURCE.scan_chunk(1)
+    np.testing.assert_array_equal(serving.pull(ids), rows.embeddings)
+    with pytest.raises(InvalidArgumentError):
+        serving.push(ids, rows.embeddings, now_ms=0)
+
+
+def test_optimizer_state_travels_bit_for_bit() -> None:
+    rng = np.random.default_rng(6)
+    for optimizer in (Adagrad(0.1), Adam(0.01)):
+        source = table_of(7, optimizer=optimizer)
+        source.push(np.arange(500), rng.normal(size=(500, 7)), now_ms=0)
+        replica = Table(source.spec)
+        for chunk in source.chunks:
+            replica.apply(source.delta(chunk))
+        grads = rng.normal(size=(500, 7))
+        for table in (source, replica):
+            table.push(np.arange(500), grads, now_ms=0)
+        np.testing.assert_array_equal(source.pull(np.arange(500)), replica.pull(np.arange(500)))
+        assert digest(source) == digest(replica) or [len(d) for d in digest(source)] == [
+            len(d) for d in digest(replica)
+        ]
+
+
+def test_a_delta_of_an_unchanged_chunk_is_empty() -> None:
+    states = SOURCE.chunk_states()
+    delta = SOURCE.delta(0, int(states.incarnations[0]), int(states.versions[0]))
+    assert len(delta) < 200
+
+
+# --- threads
+
+
+def test_threads_lose_no_update() -> None:
+    table = table_of(8, num_chunks=16)
+    table.open_stream("shared", 0)
+    ids = np.arange(3000)
+    ones = -np.ones((3000, 8), np.float32)
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def push(stream: str) -> None:
+        try:
+            table.open_stream(stream, 0)
+            for i in range(25):
+                table.push(ids, ones, now_ms=0, origins=[Origin(stream, i, i + 1)])
+        except BaseException as error:
+            failures.append(error)
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                rows = table.pull(ids)
+                assert (rows == rows[:, :1]).all() and (rows % 1 == 0).all() and (rows >= 0).all()
+                table.scan_chunk(3)
+                len(table)
+        except BaseException as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=push, args=(f"s{i}",)) for i in range(4)]
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for thread in writers + readers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+    assert not failures
+    assert (table.pull(ids) == 100).all() and (table.pull_rows(ids).updates == 100).all()
+    assert [marks for marks, _ in table.watermarks()] == [{"shared": 0, **{f"s{i}": 25 for i in range(4)}}]

@@ -1,0 +1,92 @@
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "check.h"
+#include "native/rows.h"
+
+using namespace embedstore;
+using embedstore::test::Random;
+
+TEST(rows_keep_their_contents_while_slabs_grow_and_move) {
+  for (const uint32_t dim : {1u, 7u, 64u, 4096u}) {
+    const RowLayout layout(dim, dim);
+    CHECK(layout.slab_bytes() <= (64 << 10));
+    SlabPool pool(layout.slab_bytes());
+    Rows rows(layout, pool);
+    const uint32_t count = dim == 4096 ? 700 : 5000;
+    for (uint32_t i = 0; i < count; ++i) {
+      rows.reserve(1);
+      const uint32_t row = rows.allocate(i * 0x123456789ull);
+      rows.set_newest(i + 1);
+      rows.set_version(row, i + 1);
+      rows.embedding(row)[dim - 1] = static_cast<float>(i);
+      rows.state(row)[dim - 1] = -static_cast<float>(i);
+    }
+    CHECK(rows.size() == count && rows.end() == count);
+    for (uint32_t row = 0; row < count; ++row) {
+      CHECK(rows.header(row).id() == row * 0x123456789ull && rows.version(row) == row + 1);
+      CHECK(rows.embedding(row)[dim - 1] == static_cast<float>(row));
+      CHECK(rows.state(row)[dim - 1] == -static_cast<float>(row));
+    }
+  }
+}
+
+TEST(rows_reuse_freed_numbers_before_new_ones) {
+  const RowLayout layout(4, 0);
+  SlabPool pool(layout.slab_bytes());
+  Rows rows(layout, pool);
+  rows.reserve(100);
+  for (uint32_t i = 0; i < 100; ++i) rows.set_version(rows.allocate(i), 0);
+  for (uint32_t row = 0; row < 100; row += 2) rows.release(row);
+  CHECK(rows.size() == 50);
+  const size_t bytes = rows.memory_bytes();
+  rows.reserve(50);
+  for (uint32_t i = 0; i < 50; ++i) CHECK(rows.allocate(1000 + i) % 2 == 0);
+  CHECK(rows.end() == 100 && rows.size() == 100 && rows.memory_bytes() == bytes);
+}
+
+TEST(row_versions_survive_distances_beyond_32_bits) {
+  const RowLayout layout(1, 0);
+  SlabPool pool(layout.slab_bytes());
+  Rows rows(layout, pool);
+  rows.reserve(4);
+  for (uint32_t i = 0; i < 4; ++i) rows.allocate(i);
+  const auto set = [&](uint32_t row, uint64_t version) {
+    rows.set_newest(version);
+    rows.set_version(row, version);
+  };
+  const auto changed = [&](uint64_t version) {
+    std::vector<uint32_t> out;
+    rows.changed_since(version, out);
+    return out;
+  };
+  set(0, 1);
+  set(1, 0xFFFFFFFF);
+  CHECK(rows.version(0) == 1 && rows.version(1) == 0xFFFFFFFF);
+  set(2, 0x100000005);  // moves the base: old rows count as changed later than they were, never earlier
+  CHECK(rows.version(0) >= 1 && rows.version(0) < 0xFFFFFFFF);
+  CHECK(rows.version(1) == 0xFFFFFFFF && rows.version(2) == 0x100000005);
+  set(3, uint64_t{1} << 50);
+  CHECK(rows.version(3) == uint64_t{1} << 50 && rows.version(2) >= 0x100000005);
+  CHECK(rows.version(2) < uint64_t{1} << 50);
+  CHECK((changed((uint64_t{1} << 50) - 1) == std::vector<uint32_t>{3}));
+  CHECK(changed(uint64_t{1} << 50).empty());
+  CHECK(changed(0).size() == 4);
+}
+
+TEST(slabs_are_shared_given_back_and_used_again) {
+  SlabPool pool(60000);
+  std::vector<char*> slabs;
+  for (int i = 0; i < 1000; ++i) {
+    slabs.push_back(static_cast<char*>(pool.allocate()));
+    slabs.back()[0] = slabs.back()[59999] = static_cast<char>(i);
+  }
+  for (int i = 0; i < 1000; ++i) CHECK(slabs[i][0] == static_cast<char>(i) && slabs[i][59999] == static_cast<char>(i));
+  for (char* slab : slabs) pool.release(slab);
+  std::vector<char*> again;
+  for (int i = 0; i < 1000; ++i) again.push_back(static_cast<char*>(pool.allocate()));
+  std::sort(slabs.begin(), slabs.end());
+  std::sort(again.begin(), again.end());
+  CHECK(slabs == again);
+}

@@ -1,0 +1,264 @@
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "native/crc32c.h"
+#include "native/table.h"
+
+using namespace embedstore;
+using embedstore::test::fail_allocations_after;
+using embedstore::test::Random;
+
+namespace {
+
+constexpr uint32_t kDim = 4;
+
+TableConfig config_of(Optimizer optimizer, uint32_t num_chunks = 4) {
+  TableConfig config;
+  config.num_chunks = num_chunks;
+  config.chunk_end = num_chunks;
+  config.dim = kDim;
+  config.optimizer = optimizer;
+  config.lr = 1.0f;
+  return config;
+}
+
+std::vector<uint64_t> incarnations(uint32_t count) {
+  std::vector<uint64_t> numbers(count);
+  for (uint32_t i = 0; i < count; ++i) numbers[i] = 100 + i;
+  return numbers;
+}
+
+const Optimizer kSgd{Optimizer::Kind::kSgd, 0, 0, 0, 0};
+const Optimizer kAdagrad{Optimizer::Kind::kAdagrad, 0.1f, 1e-8f, 0, 0};
+
+Status push(Table& table, const std::vector<uint64_t>& ids, float gradient, const std::vector<Origin>& origins = {}) {
+  const std::vector<float> gradients(ids.size() * kDim, gradient);
+  PushRequest request;
+  request.ids = ids.data();
+  request.gradients = gradients.data();
+  request.count = ids.size();
+  return table.push(request, origins);
+}
+
+std::vector<float> pull(const Table& table, const std::vector<uint64_t>& ids) {
+  std::vector<float> rows(ids.size() * kDim, -1);
+  PullTarget target;
+  target.rows = rows.data();
+  CHECK(table.pull(ids.data(), ids.size(), target).ok());
+  return rows;
+}
+
+std::vector<uint8_t> delta(const Table& table, uint32_t chunk, Cursor since = {}) {
+  std::unique_ptr<DeltaBytes> bytes;
+  CHECK(table.delta(chunk, since, false, bytes).ok());
+  return {bytes->data(), bytes->data() + bytes->size()};
+}
+
+// Everything that can be seen of a table.
+std::string digest(const Table& table) {
+  std::string all;
+  for (uint32_t chunk = 0; chunk < table.num_owned(); ++chunk) {
+    const auto bytes = delta(table, chunk);
+    all.append(bytes.begin(), bytes.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST(table_writes_are_all_or_nothing_in_every_chunk_when_memory_runs_out) {
+  Random random{21};
+  std::vector<uint64_t> ids(300);
+  for (auto& id : ids) id = random.below(400);
+  for (int operation = 0; operation < 3; ++operation) {
+    long allocations = 0;
+    for (bool done = false; !done; ++allocations) {
+      Table table(config_of(kAdagrad, 1), incarnations(1));
+      CHECK(push(table, {1, 2, 3, 4, 5}, 1).ok());
+      const std::string before = digest(table);
+      // The scratch memory of this thread outlives a call, so that every count fails somewhere else.
+      std::thread worker([&] {
+        const std::vector<float> values(ids.size() * kDim, 0.5f);
+        const std::vector<Origin> origins;
+        AssignRequest assign{ids.data(), values.data(), ids.size(), 5, 5};
+        uint64_t removed = 0;
+        PushRequest request;
+        request.ids = ids.data();
+        request.gradients = values.data();
+        request.count = ids.size();
+        fail_allocations_after(allocations);
+        const Status status = operation == 0   ? table.push(request, origins)
+                              : operation == 1 ? table.assign(assign, origins)
+                                               : table.erase(ids.data(), ids.size(), Reason::kErased, origins, removed);
+        fail_allocations_after(-1);
+        CHECK(status.ok() || status.code == Code::kNoMemory);
+        done = status.ok();
+      });
+      worker.join();
+      CHECK(done == (digest(table) != before));
+      CHECK(allocations < 200);
+    }
+    CHECK(allocations > 3);
+  }
+}
+
+TEST(apply_changes_nothing_when_memory_runs_out) {
+  Table source(config_of(kAdagrad, 1), incarnations(1));
+  CHECK(push(source, {1, 2, 3}, 1).ok());
+  const auto base = delta(source, 0);
+  std::vector<uint64_t> ids(100);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = i;
+  CHECK(push(source, ids, 2).ok());
+  uint64_t removed = 0;
+  CHECK(source.erase(ids.data(), 2, Reason::kExpired, {}, removed).ok() && removed == 2);
+  const std::vector<uint8_t> deltas[] = {delta(source, 0), delta(source, 0, {100, 1})};
+  for (const auto& bytes : deltas) {
+    long allocations = 0;
+    for (bool done = false; !done; ++allocations) {
+      Table target(config_of(kAdagrad, 1), {7});
+      uint32_t chunk = 0;
+      Cursor now;
+      CHECK(target.apply(base.data(), base.size(), chunk, now).ok());
+      const std::string before = digest(target);
+      std::thread worker([&] {
+        fail_allocations_after(allocations);
+        const Status status = target.apply(bytes.data(), bytes.size(), chunk, now);
+        fail_allocations_after(-1);
+        CHECK(status.ok() || status.code == Code::kNoMemory);
+        done = status.ok();
+      });
+      worker.join();
+      CHECK(digest(target) == (done ? digest(source) : before) || done);
+      CHECK(allocations < 200);
+    }
+    CHECK(allocations > 3);
+  }
+}
+
+TEST(delta_with_a_right_checksum_and_wrong_contents_is_refused) {
+  Table source(config_of(kAdagrad), incarnations(4));
+  std::vector<uint64_t> ids(40);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = i;
+  CHECK(push(source, ids, 1).ok());
+  uint64_t removed = 0;
+  CHECK(source.erase(ids.data(), 8, Reason::kErased, {}, removed).ok());
+  Random random{22};
+  for (const Cursor since : {Cursor{}, Cursor{102, 1}}) {
+    const auto sound = delta(source, 2, since);
+    for (int i = 0; i < 20000; ++i) {
+      auto bytes = sound;
+      const int edits = 1 + static_cast<int>(random.below(3));
+      for (int e = 0; e < edits; ++e) {
+        const size_t at = random.below(3) == 0 ? random.below(bytes.size() - 4) : random.below(DeltaHeader::kBytes);
+        bytes[at] = random.below(2) == 0 ? static_cast<uint8_t>(random.next()) : static_cast<uint8_t>(0xFF);
+      }
+      if (random.below(10) == 0) bytes.resize(random.below(bytes.size()) + 1);
+      if (bytes.size() > 4) {
+        const uint32_t crc = crc32c(bytes.data(), bytes.size() - 4);
+        std::memcpy(bytes.data() + bytes.size() - 4, &crc, 4);
+      }
+      Table target(config_of(kAdagrad), incarnations(4));
+      const std::string before = digest(target);
+      uint32_t chunk = 0;
+      Cursor now;
+      const Status status = target.apply(bytes.data(), bytes.size(), chunk, now);
+      if (!status.ok()) CHECK(digest(target) == before);
+      CHECK(push(target, ids, 1).ok());
+    }
+  }
+}
+
+TEST(threads_that_push_and_pull_lose_no_update) {
+  constexpr int kThreads = 4;
+  constexpr int kRounds = 60;
+  Table table(config_of(kSgd, 8), incarnations(8));
+  const Status opened = table.raise_all({{"s0", 0}, {"s1", 0}, {"s2", 0}, {"s3", 0}}, true);
+  CHECK(opened.ok());
+  std::vector<uint64_t> ids(500);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = i % 400;  // 100 of them twice
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      const std::string stream = "s" + std::to_string(t);
+      for (int round = 0; round < kRounds; ++round) {
+        const std::vector<Origin> origins = {{stream, round, round + 1}};
+        CHECK(push(table, ids, -1, origins).ok());
+        CHECK(push(table, ids, -1, origins).ok());  // a repeat
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    Table replica(config_of(kSgd, 8), {1, 2, 3, 4, 5, 6, 7, 8});
+    while (!stop.load()) {
+      for (const float value : pull(table, ids)) CHECK(value >= 0 && value == std::floor(value));
+      std::vector<ChunkState> states;
+      replica.states(states);
+      for (uint32_t c = 0; c < 8; ++c) {
+        const auto bytes = delta(table, c, {states[c].incarnation, states[c].version});
+        uint32_t chunk = 0;
+        Cursor now;
+        CHECK(replica.apply(bytes.data(), bytes.size(), chunk, now).ok());
+        // The watermarks that came along count exactly the pushes in the rows.
+        Table::DistinctWatermarks marks;
+        CHECK(replica.watermarks(marks).ok());
+        ScannedChunk rows;
+        CHECK(replica.scan(c, rows).ok());
+        for (const auto& [set, chunks] : marks) {
+          for (const uint32_t number : chunks) {
+            if (number != c) continue;
+            int64_t pushes = 0;
+            for (const auto& [stream, position] : set->list()) pushes += position;
+            for (size_t i = 0; i < rows.ids.size(); ++i)
+              CHECK(rows.embeddings[i * kDim] == static_cast<float>(pushes * (rows.ids[i] < 100 ? 2 : 1)));
+          }
+        }
+      }
+    }
+  });
+  for (int t = 0; t < kThreads; ++t) threads[static_cast<size_t>(t)].join();
+  stop.store(true);
+  threads.back().join();
+  const std::vector<float> rows = pull(table, ids);
+  for (size_t i = 0; i < ids.size(); ++i)
+    CHECK(rows[i * kDim] == static_cast<float>(kThreads * kRounds * (ids[i] < 100 ? 2 : 1)));
+}
+
+TEST(an_empty_table_costs_less_than_a_mebibyte) {
+  TableConfig config = config_of(kAdagrad, 256);
+  config.dim = 64;
+  Table table(config, incarnations(256));
+  CHECK(table.memory_bytes() < (1 << 20) / 4);
+}
+
+TEST(optimizer_kernels_agree_in_every_length) {
+  // Lengths around every vector width: the tail of a row must be computed like its body.
+  Random random{23};
+  for (uint32_t dim = 1; dim < 70; ++dim) {
+    std::vector<float> g(dim), w(dim), s(dim), w1(1), s1(2);
+    for (const auto kind : {Optimizer::Kind::kSgd, Optimizer::Kind::kAdagrad, Optimizer::Kind::kAdam}) {
+      const Optimizer optimizer{kind, 0.1f, 1e-6f, 0.9f, 0.99f};
+      std::vector<float> state(optimizer.state_floats(dim));
+      optimizer.init_state(state.data(), dim);
+      for (uint32_t d = 0; d < dim; ++d) {
+        g[d] = static_cast<float>(static_cast<int64_t>(random.below(2000)) - 1000) / 700.0f;
+        w[d] = g[d] * 0.3f;
+      }
+      auto whole = w;
+      optimizer.apply(whole.data(), state.data(), g.data(), dim, 0.05f, 3);
+      for (uint32_t d = 0; d < dim; ++d) {
+        w1[0] = w[d];
+        optimizer.init_state(s1.data(), 1);
+        optimizer.apply(w1.data(), s1.data(), &g[d], 1, 0.05f, 3);
+        CHECK(w1[0] == whole[d]);
+      }
+    }
+  }
+}
