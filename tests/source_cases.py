@@ -102,7 +102,7 @@ def kafka_case(kafka: KafkaTopics) -> SourceCase:
         kafka.send(topic, [b"{", None, b"\xff", json.dumps({"user_id": -1}).encode()])
     with closing(open_source(kafka.uri(topic))) as source:
         names = sorted(source.streams())
-        ends = source.log_ends()  # type: ignore[attr-defined]
+        ends = source.log_ends()
     return SourceCase(lambda: open_source(kafka.uri(topic)), dict(zip(names, truth, strict=True)), ends)
 
 

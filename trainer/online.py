@@ -280,10 +280,10 @@ class Trainer:
         raise RuntimeError(f"the store refused {LEVEL_ATTEMPTS_MAX} replays in a row")
 
     def _check_ends(self, plan: list[Replay]) -> None:
-        ends = self.source.ends()
+        ends = self.source.log_ends()
         for replay in plan:
-            end = ends.get(replay.stream)
-            if end is not None and replay.end > end:
+            end = ends[replay.stream]
+            if replay.end > end:
                 raise StreamPositionError(replay.stream, replay.end, f"the log ends at {end}")
 
     def _replay(self, replay: Replay) -> None:

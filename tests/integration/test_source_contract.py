@@ -116,6 +116,7 @@ def test_a_source_opened_again_has_the_same_streams_and_events(source: Source, c
 
 def test_ends_are_known_or_live(source: Source, case: SourceCase) -> None:
     assert source.ends() in (case.ends, dict.fromkeys(case.ends))
+    assert source.log_ends() == case.ends
     assert isinstance(source, Source)
 
 

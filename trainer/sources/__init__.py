@@ -29,6 +29,10 @@ class Source(Protocol):
         """Where each stream ends; None for a live one."""
         ...
 
+    def log_ends(self) -> dict[str, int]:
+        """Where each stream's log ends at this moment: no position beyond it has ever been given out."""
+        ...
+
     def seek(self, positions: Mapping[str, int]) -> None:
         """Read the named streams from these positions; the others stay.
 

@@ -84,6 +84,10 @@ class FileSource:
         """The number of records, for every pass."""
         return dict.fromkeys(self._positions, self._file.num_records)
 
+    def log_ends(self) -> dict[str, int]:
+        """The number of records, for every pass."""
+        return dict.fromkeys(self._positions, self._file.num_records)
+
     def seek(self, positions: Mapping[str, int]) -> None:
         """See :meth:`Source.seek`; reads at most 1023 lines to get there."""
         check_seek(self.streams(), self.ends(), positions)

@@ -53,6 +53,10 @@ class SyntheticSource:
         """The number of events; None when endless."""
         return {self._stream: self.world.spec.events}
 
+    def log_ends(self) -> dict[str, int]:
+        """The number of events (2**63 - 1 when endless); of a live world, those that have happened."""
+        return {self._stream: self._available()}
+
     def seek(self, positions: Mapping[str, int]) -> None:
         """See :meth:`Source.seek`."""
         check_seek(self.streams(), self.ends(), positions)
