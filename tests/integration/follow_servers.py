@@ -8,8 +8,10 @@ from typing import Any
 import grpc
 import numpy as np
 
+from embedstore.errors import UnavailableError
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server.feed import Pace
+from embedstore.server.follow import FollowerStore
 from embedstore.server.leader import SyncServicer
 from embedstore.table_set import TableSet
 from embedstore.v1 import admin_pb2, admin_pb2_grpc, sync_pb2_grpc
@@ -81,3 +83,16 @@ def content(tables: Any, name: str) -> dict[int, tuple[bytes, int]]:
 def ones(ids: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and gradients of 1."""
     return np.asarray(ids, np.uint64), np.ones((len(ids), dim), np.float32)
+
+
+def refused_because(follower: FollowerStore, reason: str) -> None:
+    """Wait until the follower names ``reason`` for not being in step."""
+    for _ in range(int(TIMEOUT_S / 0.1)):
+        try:
+            follower.wait_synced(0.1)
+        except UnavailableError as error:
+            if reason in str(error):
+                return
+        else:
+            raise AssertionError("it is in step")
+    raise AssertionError(f"never said {reason!r}")
