@@ -72,12 +72,10 @@ class _Sizes:
 
     @classmethod
     def of(cls, settings: Settings) -> _Sizes:
-        n, ids, rows = settings.batch, bytes(8 * settings.batch), bytes(4 * settings.batch * settings.dim)
+        ids, rows = bytes(8 * settings.batch), bytes(4 * settings.batch * settings.dim)
         pull = store_pb2.TablePull(table="items", ids=ids, dtype=store_pb2.DTYPE_FLOAT32)
         found = store_pb2.TableRows(table="items", dim=settings.dim, dtype=store_pb2.DTYPE_FLOAT32, rows=rows)
-        push = store_pb2.TablePush(
-            table="items", ids=ids, dim=settings.dim, dtype=store_pb2.DTYPE_FLOAT32, grads=rows, counts=bytes(4 * n)
-        )
+        push = store_pb2.TablePush(table="items", ids=ids, dim=settings.dim, dtype=store_pb2.DTYPE_FLOAT32, grads=rows)
         origin = store_pb2.Origin(stream=STREAM, begin=1000, end=1001, generation=1)
         state = store_pb2.StreamState(stream=STREAM, applied=1001, watermarks=[1001], generation=1)
         return cls(
