@@ -37,10 +37,12 @@ REWINDS_MAX = 1 << 16
 
 @dataclass(frozen=True)
 class Window:
-    """How much of one follower's call may be sent and not yet acknowledged."""
+    """How much of one follower's call may be sent and not yet acknowledged, and how long a follower may leave it full:
+    after ``stall_s`` its call ends, and it can come back with its cursors."""
 
     bytes_max: int = 8 << 20
     messages_max: int = 256
+    stall_s: float = 120.0
 
 
 class _Call:
@@ -122,7 +124,8 @@ class _Call:
         """Wait for room in the window and give the message its number; False when the call has ended."""
         size = message.ByteSize()
         with self._condition:
-            self._condition.wait_for(lambda: self.ended or self._has_room(size))
+            if not self._condition.wait_for(lambda: self.ended or self._has_room(size), self._window.stall_s):
+                raise UnavailableError("follower", f"left its window full for {self._window.stall_s:g} s")
             if self.ended:
                 return False
             self._sent += 1

@@ -131,6 +131,15 @@ def test_a_follower_that_acknowledges_nothing_costs_its_window_and_stops_nobody(
     wait_for_followers(store, 0)
 
 
+def test_a_follower_that_leaves_its_window_full_is_cut_off(store: LocalStore) -> None:
+    leader = Leader(store, window=Window(messages_max=2, stall_s=0.2))
+    error = refusal(leader, wants())
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "window full" in str(error.details())
+    wait_for_followers(store, 0)
+    leader.stop()
+
+
 def wait_for_followers(store: LocalStore, count: int) -> None:
     while (tick := store.tick()) >= 0 and store.stats().followers != count:
         assert store.wait_changed(tick, TIMEOUT_S) != tick, "not in time"
