@@ -103,7 +103,9 @@ class Trainer:
         self.positions: dict[str, int] = {}
         self.dense_positions: dict[str, int] = {}
         self.replayed_events = 0
+        # Up to where some chunk of the store, and every chunk, had the streams when they were last compared.
         self._pushed_to: dict[str, int] = {}
+        self._level_to: dict[str, int] = {}
         self._older_history: HistoryStore | None = None
         self._recovered = False
         self._rate = Rate(self.clock.monotonic_s())
@@ -162,10 +164,11 @@ class Trainer:
         own = all(origin.begin >= self.positions[origin.stream] for origin in batch.origins)
         dense = all(origin.begin >= self.dense_positions[origin.stream] for origin in batch.origins)
         stored = all(origin.end <= self._pushed_to.get(origin.stream, 0) for origin in batch.origins)
+        lacking = any(origin.end > self._level_to.get(origin.stream, 0) for origin in batch.origins)
         window = self.history.extend(batch, self.positions)
         if self._older_history is not None:
             window = self._older_history.extend(batch)
-        if dense or not stored:
+        if dense or lacking:
             self._learn(batch, window, score=own and not stored, dense=dense)
         elif len(batch):
             self.catalog.make_room(len(batch))
@@ -268,6 +271,7 @@ class Trainer:
             self.catalog.mark_stale()
             states = self._persist(self.store.watermarks)
             self._pushed_to = {stream: max(state.watermarks, default=state.applied) for stream, state in states.items()}
+            self._level_to = {stream: state.applied for stream, state in states.items()}
             plan = replays(states, self.positions, self.dense_positions, self.positions)
             self._check_ends(plan)
             self.source.seek({stream: self.positions[stream] for stream in self.positions})
