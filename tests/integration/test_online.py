@@ -72,7 +72,7 @@ def settings() -> Settings:
     return load_settings(
         model={"dim": 16, "layers": 1, "heads": 2, "length": 4},
         train={"batch_events": BATCH, "head_negatives": 60, "tail_negatives": 40, "dense_lr": 3e-3},
-        tables={"num_chunks": 8},
+        tables={"num_chunks": 8, "lr": 0.3},
         run={"cut_interval_s": 3600.0, "retry_max_s": 0.1, "threads": 1},
     )
 
