@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from embedstore.errors import InvalidArgumentError
 from embedstore.ids import hash_ids
+from trainer.decoding import SetAside
 from trainer.events import ID_MAX
 from trainer.sources.files import cell_id
 
@@ -160,11 +161,15 @@ def _read_table(
 def _read_csv(
     path: Path, wanted: list[str], delimiter: str, header: Sequence[str] | None, skipped: Counter[str]
 ) -> pa.Table:
-    def skip(_row: pa_csv.InvalidRow) -> str:
-        skipped["csv"] += 1
+    set_aside = SetAside()
+    header_lines = 0 if header else 1
+
+    def skip(row: pa_csv.InvalidRow) -> str:
+        problem = f"{row.actual_columns} cells, expected {row.expected_columns}"
+        set_aside.report(str(path), row.number - 1 - header_lines, InvalidArgumentError("csv", problem))
         return "skip"
 
-    return pa_csv.read_csv(
+    table = pa_csv.read_csv(
         path,
         read_options=pa_csv.ReadOptions(column_names=header, use_threads=False),
         parse_options=pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=skip),
@@ -172,6 +177,9 @@ def _read_csv(
             column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True, null_values=[""]
         ),
     )
+    set_aside.flush()
+    skipped.update(set_aside.by_field)
+    return table
 
 
 def _read_text(path: Path) -> str:

@@ -99,7 +99,9 @@ def test_columns_of_a_compressed_tsv_with_iso_times(tmp_path: Path) -> None:
     ]
 
 
-def test_columns_without_a_header_and_with_rows_of_the_wrong_length(tmp_path: Path) -> None:
+def test_columns_without_a_header_and_with_rows_of_the_wrong_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "log.csv"
     path.write_text("1;2;1.5\n3;4\n5;6;2\n-7;8;3\n")
     mapping = {"user_id": "u", "item_id": "i", "event_time": "t"}
@@ -108,6 +110,7 @@ def test_columns_without_a_header_and_with_rows_of_the_wrong_length(tmp_path: Pa
     )
     report = write_events(events, tmp_path / "out.jsonl", origin="log", skipped=skipped, limit=1)
     assert report.reasons == {"csv": 1, "user_id": 1}
+    assert f"{path} at 1: csv: 2 cells, expected 3" in caplog.text
     assert events_of(tmp_path / "out.jsonl") == [ActivityEvent(1, 2, "click", 1500)]
 
 

@@ -233,6 +233,9 @@ class KafkaSource:
         The store's watermarks decide where reading goes on, so a broker that is away is logged and not waited for:
         the next commit says more.
         """
+        for stream in positions:
+            if stream not in self._parts:
+                raise InvalidArgumentError("positions", f"{stream!r} is none of {sorted(self._parts)}")
         if self._group is None or not positions:
             return
         offsets = {self._parts[stream]: OffsetAndMetadata(int(end), "", -1) for stream, end in positions.items()}
@@ -265,7 +268,7 @@ class KafkaSource:
         if not self._closed:
             self._closed = True
             self.set_aside.flush()
-            self._consumer.close(autocommit=False)
+            self._consumer.close(autocommit=False, timeout_ms=self._timeout_ms)
 
 
 def parse_kafka_uri(uri: str) -> tuple[list[str], str]:
