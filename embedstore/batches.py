@@ -17,7 +17,7 @@ from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Rows, TablePush, as_ids, as_rows
 from embedstore.placement import split
 from embedstore.spec import TableSpec
-from embedstore.wire import TablePart, TableRows, decode_pull_response
+from embedstore.wire import TablePart, TableRows, decode_pull_response, match_rows
 
 PAGE_BYTES = 32 << 20
 """Largest answer, and largest part of an assign, that one request asks for."""
@@ -112,6 +112,11 @@ def read_pull(
     lookups: Sequence[Lookup], pieces: Sequence[Piece], data: bytes, *, dtype: Any, meta: bool
 ) -> list[tuple[Piece, TableRows]]:
     """A shard's answer beside what was asked; :class:`InvalidArgumentError` when it does not fit."""
+    if not meta and dtype is not None:
+        expected = ((lookups[piece.table].spec.name, len(piece.ids), lookups[piece.table].spec.dim) for piece in pieces)
+        matched = match_rows(data, expected, dtype)
+        if matched is not None:
+            return list(zip(pieces, matched, strict=True))
     answers = decode_pull_response(data)
     if len(answers) != len(pieces):
         raise InvalidArgumentError("PullResponse.tables", f"must have {len(pieces)} entries, not {len(answers)}")

@@ -163,7 +163,7 @@ class Peers:
         self, calls: Sequence[Call], waiting: list[int], outcomes: list[bytes | Exception], timeout_s: float
     ) -> None:
         *others, last = waiting
-        futures = []
+        futures: list[tuple[int, Any]] = []
         try:
             for i in others:
                 call = calls[i]

@@ -17,7 +17,7 @@ LAYERS = (
     {"table"},
     {"checkpoint", "manifest", "records", "segments"},
     {"origins", "store", "table_set", "writing"},
-    {"messages", "placement", "status", "wire"},
+    {"messages", "placement", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
     {"batches", "client", "client_streams", "nn", "peers", "session"},
     {"server"},
     {"cli"},

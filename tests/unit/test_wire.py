@@ -256,3 +256,42 @@ def test_unknown_fields_are_left_alone() -> None:
     assert wire.decode_pull_request(data).epoch == 3
     with pytest.raises(DecodeError):
         pb.PullRequest.FromString(data + b"\xa2\x06\x7f")
+
+
+@given(
+    sizes=st.lists(st.tuples(names, st.integers(0, 5), st.integers(1, 40)), max_size=4),
+    dtype=st.sampled_from([F32, F16]),
+    other=st.integers(0, 3),
+)
+def test_an_expected_answer_is_recognised_without_parsing_and_no_other(
+    sizes: list[tuple[str, int, int]], dtype: Any, other: int
+) -> None:
+    writer = wire.PullResponseWriter()
+    sent = []
+    for i, (name, num_ids, dim) in enumerate(sizes):
+        sent.append(np.full((num_ids, dim), i + 1, dtype))
+        writer.table(name, dim, num_ids, dtype, sent[-1].tobytes(), None)
+    data = writer.join()
+    matched = wire.match_rows(data, sizes, dtype)
+    assert matched is not None
+    for got, expected, parsed in zip(matched, sent, wire.decode_pull_response(data), strict=True):
+        assert (got.table, got.dim) == (parsed.table, parsed.dim)
+        assert got.rows is not None and got.rows.flags.aligned
+        np.testing.assert_array_equal(got.rows, expected)
+    assert wire.match_rows(data + b"\0", sizes, dtype) is None
+    assert wire.match_rows(data[:-1], sizes, dtype) is None or not data
+    if sizes:
+        name, num_ids, dim = sizes[other % len(sizes)]
+        changed = [*sizes]
+        changed[other % len(sizes)] = (name + "x", num_ids, dim)
+        assert wire.match_rows(data, changed, dtype) is None
+
+
+def test_requests_of_one_length_are_told_apart() -> None:
+    ids = np.arange(3, dtype=np.uint64)
+    cases = [wire.TablePull(table, ids + i, dtype, False) for i, (table, dtype) in enumerate([("a", F32), ("b", F16)])]
+    for epoch in (1, 2):
+        for pull in cases * 2:
+            got = wire.decode_pull_request(wire.encode_pull_request(epoch, [pull]))
+            assert (got.epoch, got.tables[0].table, got.tables[0].dtype) == (epoch, pull.table, pull.dtype)
+            np.testing.assert_array_equal(got.tables[0].ids, pull.ids)
