@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 NEVER_MS = -(1 << 62)
 SYNC_INTERVAL_MS_MAX = 3_600_000
-"""Both monotonic and wall times are integers of milliseconds."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,8 +17,10 @@ from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server.follow import FollowerStore
 from embedstore.server.leader import Window
 from embedstore.server.link import Retry
+from embedstore.server.parts import Cursors
 from embedstore.spec import SGD, TableSpec
 from embedstore.store import LocalStore
+from embedstore.table import delta_info
 from embedstore.v1 import admin_pb2_grpc, sync_pb2, sync_pb2_grpc
 
 ITEMS = TableSpec("items", dim=16, optimizer=SGD(1.0), num_chunks=64)
@@ -199,6 +202,27 @@ def test_cursors_of_other_shards_and_histories_get_the_whole_chunk(store: LocalS
     follower.close()
     sent = [part.chunk for message in follower.messages for part in message.deltas.parts]
     assert sorted(sent) == list(range(64))
+
+
+def test_a_leader_that_came_back_from_its_checkpoint_sends_only_what_changed(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, [ITEMS]) as store:
+        store.push({"items": ones(range(20_000), 16)})
+        states = store.table("items").chunk_states()
+        full = sum(len(store.table("items").delta(chunk, embeddings_only=True)) for chunk in range(64))
+        cursors = Cursors(np.arange(64, dtype=np.uint32), states.incarnations, states.versions)
+    with LocalStore(tmp_path) as store:
+        assert (store.table("items").chunk_states().incarnations != states.incarnations).all()
+        store.push({"items": ones(range(5), 16)})
+        leader = Leader(store)
+        follower = Slow(leader, wants(tables=[cursors.to_proto("items")], embeddings_only=True))
+        follower.read_until(lambda messages: any(message.heartbeat.complete_until_ms for message in messages))
+        follower.close()
+        leader.stop()
+    parts = [part for message in follower.messages for part in message.deltas.parts]
+    infos = [delta_info(part.data) for part in parts]
+    assert sum(info.num_rows for info in infos) == 5
+    assert not any(info.full for info in infos)
+    assert sum(len(part.data) for part in parts) < full / 50
 
 
 def test_a_stopping_leader_ends_its_calls_cleanly(store: LocalStore, leader: Leader) -> None:
