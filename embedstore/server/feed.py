@@ -81,8 +81,10 @@ class TableFeed:
         return int(self._complete_ms.min(initial=np.iinfo(np.int64).max))
 
     def rewind(self, cursors: Cursors, *, whole_table: bool) -> None:
-        """Go on from these cursors instead; chunks that are not of this table's part are ignored."""
+        """Go on from these cursors instead; chunks that are not of this table's part are ignored. A whole table is
+        announced again first, which tells the follower what was sent before it asked."""
         if whole_table:
+            self.spec = None
             self._incarnations[:] = 0
             self._versions[:] = 0
         first = self.table.chunks.start

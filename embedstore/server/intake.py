@@ -71,6 +71,7 @@ class Intake:
         self._specs: dict[str, TableSpec] = {}
         self._agreed: dict[str, tuple[TableSpec, Table]] = {}
         self._refused: set[str] = set()
+        self._afresh: set[str] = set()
         self._dense_checksums: dict[str, int] = {}
         self._deltas: Assembler[tuple[str, int]] = Assembler()
         self._dense: Assembler[tuple[str, int]] = Assembler()
@@ -86,6 +87,7 @@ class Intake:
         """Start a call: what to ask for, from where the tables stand now."""
         self._deltas, self._dense = Assembler(), Assembler()
         self._awaited.clear()
+        self._afresh.clear()
         self._asked.clear()
         self._sequence = 0
         tables = []
@@ -103,6 +105,11 @@ class Intake:
             dense_checksums=self._dense_checksums,
             sync_interval_ms=self._sync_interval_ms,
         )
+
+    def begin_afresh(self, name: str) -> None:
+        """The table is empty and has been asked for again: until its announcement, no claim that it is complete counts.
+        May be called from any thread."""
+        self._afresh.add(name)
 
     def take(self, message: sync_pb2.FollowResponse) -> list[sync_pb2.FollowRewind]:
         """Apply one message; returns what to ask for again. A repeated message changes nothing.
@@ -135,6 +142,7 @@ class Intake:
     def _announced(self, message: spec_pb2.TableSpec) -> None:
         """A table that this release cannot hold is left out, and the rows here are then never said to be complete."""
         self._specs.pop(message.name, None)
+        self._afresh.discard(message.name)
         try:
             spec = TableSpec.from_proto(message)
             self._holder.hold(self._leader, spec)
@@ -148,6 +156,7 @@ class Intake:
     def _dropped(self, name: str) -> None:
         self._specs.pop(name, None)
         self._agreed.pop(name, None)
+        self._afresh.discard(name)
         self._refused.discard(name)
         self._awaited = {key for key in self._awaited if key[0] != name}
         self._holder.release(self._leader, name)
@@ -209,7 +218,7 @@ class Intake:
             table = self._mine(message.table)
             if table is not None:
                 _raise_watermarks(table, message)
-        if heartbeat.complete_until_ms and not self._awaited and not self._refused:
+        if heartbeat.complete_until_ms and not (self._awaited or self._refused or self._afresh):
             self.complete_until_ms = heartbeat.complete_until_ms
 
     def _take_dense(self, part: sync_pb2.DensePart) -> None:

@@ -148,6 +148,7 @@ class LeaderLink:
 
     def ask_again(self, table: str) -> None:
         """Have the whole table sent from the beginning."""
+        self._intake.begin_afresh(table)
         with self._condition:
             if self._requests is None:
                 self._ask_with_call.add(table)

@@ -11,6 +11,7 @@ from follow_servers import content, ones
 from embedstore import dense
 from embedstore._native import crc32c
 from embedstore.errors import InvalidArgumentError
+from embedstore.server.feed import Feed, Pace
 from embedstore.server.intake import Intake
 from embedstore.server.replica import Replica
 from embedstore.spec import SGD, Momentum, TableSpec
@@ -87,6 +88,30 @@ def test_a_damaged_chunk_is_asked_for_again_alone_and_the_rows_are_not_called_fr
         assert messages.intake.complete_until_ms == 5
         assert content(replica, "items") == content(store, "items")
     assert (messages.intake.deltas, messages.intake.chunks_asked_again) == (2, 1)
+
+
+def test_a_table_begun_afresh_is_not_called_complete_for_what_was_sent_before() -> None:
+    messages = Messages(Replica())
+    messages.announce(ITEMS.to_proto())
+    messages.heartbeat(5)
+    messages.intake.begin_afresh("items")
+    messages.heartbeat(6)
+    assert messages.intake.complete_until_ms == 5
+    messages.announce(ITEMS.to_proto())
+    messages.heartbeat(7)
+    assert messages.intake.complete_until_ms == 7
+
+
+def test_a_whole_table_that_is_asked_for_again_is_announced_again() -> None:
+    with LocalStore(None, [ITEMS]) as store:
+        feed = Feed(
+            store, sync_pb2.FollowWants(), Pace(1, 1), clock_ms=lambda: 5, monotonic_ms=iter(range(99)).__next__
+        )
+        kinds = [message.WhichOneof("kind") for message in feed.round()]
+        assert kinds == ["table", "deltas", "heartbeat"]
+        assert "table" not in [message.WhichOneof("kind") for message in feed.round()]
+        feed.rewind(sync_pb2.FollowRewind(cursors={"table": "items"}, whole_table=True))
+        assert next(feed.round()).WhichOneof("kind") == "table"
 
 
 def test_a_missing_message_ends_the_call_and_a_repeated_one_changes_nothing() -> None:

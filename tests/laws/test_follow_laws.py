@@ -90,6 +90,7 @@ class LossyReplica(Replica):
 
     def ask_again(self, leader: int, table: str) -> None:
         if leader < len(self.wires):
+            self.wires[leader].intake.begin_afresh(table)
             self.wires[leader].asked_again.append(table)
 
 
