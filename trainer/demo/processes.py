@@ -112,6 +112,12 @@ class Fleet:
         """SIGKILL, as a crash would."""
         self._children[name].process.kill()
 
+    def discard(self, name: str) -> None:
+        """End a process at once and wait for it, as if it had never been."""
+        process = self._children[name].process
+        process.kill()
+        process.wait()
+
     def returncode(self, name: str) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
         return self._children[name].process.poll()

@@ -36,12 +36,16 @@ TRAINER_CONFIG = "[run]\nthreads = 1\ncut_interval_s = 5.0\nreport_interval_s = 
 """One thread: five processes share the machine, and threads that wait for each other there lose more than they win."""
 ITEM_TABLE = "items"
 TICK_S = 0.1
+TRIAL = "import embedstore.client, trainer.online, trainer.stream, trainer.sources.synthetic"
 REFERENCE_WINDOW_EVENTS = 4096
 TRAINER_TIMEOUT_S = 60.0
 SIGHT_TIMEOUT_S = 15.0
 LEVEL_TIMEOUT_S = 30.0
-START_MARGIN_S = 2.0
-"""How much longer than a trial start the trainer may take before its stream begins."""
+START_MARGIN_S = 2.5
+READY_BEFORE_S = 0.5
+START_ATTEMPTS_MAX = 4
+"""The stream begins ``START_MARGIN_S`` after the trainer has probably started; where it is not ready ``READY_BEFORE_S``
+before that, it gets twice the time."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,12 @@ class _Demo:
         self._resources.callback(self._watch.stop)
         self._watch.start()
         self._view.note("starting the trainer")
-        margin_s = _trial_start_s() + START_MARGIN_S
-        self._script = self._make_script(margin_s)
-        self._feed = self._make_feed()
-        self._resources.callback(self._feed.close)
         self._start_trainer(addresses)
         reader = embedstore.connect(self._follower_address)
         self._resources.callback(reader.close)
         self._probe = FreshnessProbe(reader, ITEM_TABLE)
         self._resources.callback(self._probe.stop)
         self._probe.start()
-        if self._options.kafka:
-            self._wait("the trainer opens its stream", lambda: bool(self._watch.latest().applied), TRAINER_TIMEOUT_S)
         self._feed.begin(self._probe)
 
     def stream(self) -> None:
@@ -196,15 +194,34 @@ class _Demo:
         return SyntheticFeed(self._script)
 
     def _start_trainer(self, addresses: str) -> None:
+        """Start the trainer early enough that it stands ready when the first event comes."""
+        margin_s = _trial_start_s() * 1.5 + START_MARGIN_S
+        for _ in range(START_ATTEMPTS_MAX):
+            self._script = self._make_script(margin_s)
+            self._feed = self._make_feed()
+            self._resources.callback(self._feed.close)
+            known = set(self._watch.latest().applied)
+            self._fleet.start("trainer", self._trainer_command(addresses))
+            deadline_s = self._feed.start_s - READY_BEFORE_S if self._feed.start_s else time.time() + TRAINER_TIMEOUT_S
+            while time.time() < deadline_s:
+                if set(self._watch.latest().applied) - known:
+                    return
+                self._check_alive()
+                time.sleep(TICK_S)
+            # No event has come yet, so nothing has been learnt: it can simply begin again.
+            self._fleet.discard("trainer")
+            margin_s *= 2
+        raise DemoError(f"the trainer was not ready in time, {START_ATTEMPTS_MAX} times")
+
+    def _trainer_command(self, addresses: str) -> list[str]:
         out = self._options.out
-        command = [str(Path(sys.executable).with_name("embedtrain")), "stream"]
-        command += ["--events", self._feed.uri, "--store", f"grpc://{addresses}"]
         config = out / "data" / "trainer.toml"
         config.write_text(TRAINER_CONFIG)
-        command += ["--config", str(config)]
-        command += ["--state", str(out / "data" / "trainer")]
-        command += ["--metrics", str(out / "metrics.jsonl"), "--summary", str(out / "trainer.json")]
-        self._fleet.start("trainer", command)
+        shutil.rmtree(out / "data" / "trainer", ignore_errors=True)
+        command = [str(Path(sys.executable).with_name("embedtrain")), "stream"]
+        command += ["--events", self._feed.uri, "--store", f"grpc://{addresses}"]
+        command += ["--config", str(config), "--state", str(out / "data" / "trainer")]
+        return [*command, "--metrics", str(out / "metrics.jsonl"), "--summary", str(out / "trainer.json")]
 
     def _is_over(self) -> bool:
         """Whether the trainer has learnt everything; one that reads a stream with an end also ends by itself then."""
@@ -224,12 +241,15 @@ class _Demo:
         if applied:
             behind = self._feed.sent(now_s) - sum(applied.values())
             self._shards.settle(elapsed_s, behind, allowed=int(self._options.rate_per_s))
+        self._check_alive()
+        if elapsed_s > self._options.seconds + TRAINER_TIMEOUT_S and not self._shards.unsettled():
+            raise DemoError(f"the trainer is not through {TRAINER_TIMEOUT_S:.0f} s after the stream's end")
+
+    def _check_alive(self) -> None:
         if self._fleet.returncode("follower") is not None:
             raise DemoError(self._fleet.death("follower"))
         if self._fleet.returncode("trainer") not in (None, 0):
             raise DemoError(self._fleet.death("trainer"))
-        if elapsed_s > self._options.seconds + TRAINER_TIMEOUT_S and not self._shards.unsettled():
-            raise DemoError(f"the trainer is not through {TRAINER_TIMEOUT_S:.0f} s after the stream's end")
 
     def _show(self) -> None:
         elapsed_s = max(time.time() - self._feed.start_s, 0.0)
@@ -272,7 +292,7 @@ class _Demo:
 def _trial_start_s() -> float:
     """How long the trainer's imports take on this machine, after which they are in the page cache too."""
     begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import trainer.online"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", TRIAL], check=True, capture_output=True)
     return time.monotonic() - begin
 
 
