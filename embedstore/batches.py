@@ -132,13 +132,17 @@ def read_pull(
     return list(zip(pieces, answers, strict=True))
 
 
-def push_part(spec: TableSpec, value: TablePush | tuple[Any, Any]) -> TablePart:
-    """A table's part of a push, checked whole, with equal ids folded into one: gradients summed, counts added."""
+def push_part(spec: TableSpec, value: TablePush | tuple[Any, Any], num_shards: int) -> TablePart:
+    """A table's part of a push, checked whole, with equal ids folded into one: gradients summed, counts added.
+
+    One shard alone looks itself whether all gradients are finite, before it touches anything.
+    """
     push = value if isinstance(value, TablePush) else _pair(spec.name, value)
     name = spec.name
     ids = as_ids(push.ids, f"{name}.ids")
     grads = as_rows(push.grads, len(ids), spec.dim, f"{name}.grads")
-    check_finite(f"{name}.grads", grads)
+    if num_shards > 1:
+        check_finite(f"{name}.grads", grads)
     counts = _column(f"{name}.counts", push.counts, len(ids), np.uint32, low=0, high=_COUNT_MAX)
     times = _column(f"{name}.event_times_ms", push.event_times_ms, len(ids), np.int64, low=0, high=2**63 - 1)
     return _folded(TablePart(name, ids, grads, counts, times, _learning_rate(name, push.lr)))

@@ -230,7 +230,8 @@ class RemoteStore(Session):
         by_shard: dict[int, list[wire.TablePart]] = defaultdict(list)
         for name, value in tables.items():
             spec = self.spec(name)
-            for shard, part in enumerate(split_part(push_part(spec, value), spec, len(self.peers))):
+            part_of_all = push_part(spec, value, len(self.peers))
+            for shard, part in enumerate(split_part(part_of_all, spec, len(self.peers))):
                 if part is not None:
                     by_shard[shard].append(part)
         return by_shard
