@@ -82,7 +82,7 @@ class TableModule(torch.nn.Module):
         return rows, index.view(ids.shape).to(rows.device), zero_row
 
     def _pulled(self, wanted: np.ndarray, padded: bool) -> tuple[Pulled, np.ndarray]:
-        if self._prefetched is not None:
+        if self._prefetched is not None and self._prefetched.serves(self._like.device, self._tracks()):
             where = self._prefetched.find(wanted)
             if where is not None:
                 pulled = self._prefetched.pulled
@@ -202,6 +202,10 @@ class _Prefetched:
     def __init__(self, pulled: Pulled) -> None:
         self.pulled = pulled
 
+    def serves(self, device: torch.device, tracked: bool) -> bool:
+        """Whether a forward on ``device`` can use these rows, and send a gradient back when ``tracked``."""
+        return self.pulled.rows.device == device and (self.pulled.rows.requires_grad or not tracked)
+
     def find(self, wanted: np.ndarray) -> np.ndarray | None:
         """Where each id is, or None when one is not there."""
         ids = self.pulled.ids
@@ -234,7 +238,8 @@ def prefetch(reads: Mapping[Embedding | EmbeddingBag, torch.Tensor | Sequence[to
         store = next(iter(tables.values()))[0][0].store
         rows = store.pull(asked) if asked else {}
         for table, users in tables.items():
-            first, ids = users[0][0], wanted[table]
+            first = next((user for user, _ in users if user._tracks()), users[0][0])
+            ids = wanted[table]
             found = rows.get(table, np.empty((0, first.embedding_dim), np.float32))
             pulled = first._track(ids, np.zeros(len(ids), np.int64), found, padded=True, shared=True)
             for user, _ in users:

@@ -520,6 +520,17 @@ def test_prefetched_rows_end_with_the_block_and_with_a_step(store: Recording, mo
     assert len(store.pulls) == 4
 
 
+def test_rows_prefetched_without_grad_never_swallow_a_gradient(store: Recording, model: es.nn.Embedding) -> None:
+    optimizer = es.nn.Optimizer(model, store)
+    with torch.no_grad():
+        block = es.nn.prefetch({model: IDS})
+        block.__enter__()
+    model(IDS).sum().backward()
+    block.__exit__(None, None, None)
+    optimizer.step()
+    torch.testing.assert_close(stored(store), initial_rows(0) - 1)
+
+
 class ReadOnly:
     """The reading half of a store, as a follower has it."""
 
