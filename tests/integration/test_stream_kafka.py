@@ -97,5 +97,6 @@ def check_rows(store: es.Store, follower: Any) -> None:
     items = np.unique(world.events(0, FIRST + SECOND).items).astype(np.uint64)
     rows = store.pull({"items": items}, meta=True)["items"]
     assert rows.found.all()
-    follower.wait_synced(30.0)
+    streams = {stream: state.applied for stream, state in store.watermarks().items() if stream.startswith("kafka/")}
+    follower.wait_for(streams, 30.0)
     assert np.array_equal(follower.pull({"items": items})["items"], rows.embeddings)
