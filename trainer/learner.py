@@ -11,14 +11,16 @@ K half-lives. Not safe for concurrent use.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from embedstore import TablePush
+from embedstore.errors import InvalidArgumentError
 from trainer.candidates import Candidates, Located, draw, locate, same_user_pairs
+from trainer.model.adam import FlatAdam
 from trainer.model.losses import info_nce, sampling_log_q
 from trainer.model.scoring import RANK_MAX, CandidateScorer, competition_ranks
 from trainer.model.sequence import SequenceModel
@@ -89,14 +91,11 @@ class Learner:
         self.device = device
         self.rng = rng
         self.model = OnlineModel(settings).to(device)
-        scalars = list(self.model.scorer.parameters())
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = FlatAdam(
             [
-                {"params": list(self.model.sequence.parameters()), "lr": settings.train.dense_lr},
-                {"params": scalars, "lr": settings.train.scalar_lr},
-            ],
-            weight_decay=0.0,
-            fused=True,
+                (list(self.model.sequence.parameters()), settings.train.dense_lr),
+                (list(self.model.scorer.parameters()), settings.train.scalar_lr),
+            ]
         )
 
     # -- forward -----------------------------------------------------------------------------------------------------
@@ -191,13 +190,17 @@ class Learner:
     def learn(self, prediction: Prediction, queries: np.ndarray) -> Learnt:
         """Gradients of the events ``queries`` (int64 [Q]); the dense ones stay in the model for :meth:`step`."""
         loss: float | None = None
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if len(queries):
             mean = self._loss(prediction, queries)
             torch.autograd.backward(mean)
             loss = float(mean.detach())
         pushes = self._pushes(prediction)
-        finite = loss is None or (np.isfinite(loss) and all(np.isfinite(push.grads).all() for push in pushes.values()))
+        finite = loss is None or (
+            np.isfinite(loss)
+            and bool(self.optimizer.gradient().isfinite().all())
+            and all(np.isfinite(push.grads).all() for push in pushes.values())
+        )
         return Learnt(loss, pushes) if finite else Learnt(float("nan"), {})
 
     def _loss(self, prediction: Prediction, queries: np.ndarray) -> Tensor:
@@ -270,26 +273,13 @@ class Learner:
         return {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()}
 
     def load_dense(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Take these dense weights; ValueError when they are another model's."""
+        """Take these dense weights; InvalidArgumentError when they are another model's."""
+        own = self.model.state_dict()
+        for name in sorted(own.keys() | tensors.keys()):
+            shapes = [tuple(side[name].shape) if name in side else None for side in (own, tensors)]
+            if shapes[0] != shapes[1]:
+                raise InvalidArgumentError(f"dense.{name}", f"has shape {shapes[1]}, this model's has {shapes[0]}")
         self.model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()})
-
-    def optimizer_state(self) -> dict[str, np.ndarray]:
-        """The dense optimizer's state, ``INDEX/NAME`` to array."""
-        state: dict[int, dict[str, Any]] = self.optimizer.state_dict()["state"]
-        return {
-            f"{index}/{name}": torch.as_tensor(value).cpu().numpy().copy()
-            for index, entry in state.items()
-            for name, value in entry.items()
-        }
-
-    def load_optimizer_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from :meth:`optimizer_state`."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, array in arrays.items():
-            index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

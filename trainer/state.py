@@ -45,7 +45,7 @@ class TrainerState:
         windows, totals = self._metrics.state()
         parts = {
             "dense": self._learner.dense(),
-            "optimizer": self._learner.optimizer_state(),
+            "optimizer": self._learner.optimizer.state(),
             "catalog": self._catalog.state(),
             "metrics": windows,
         }
@@ -68,7 +68,7 @@ class TrainerState:
         try:
             self._check_model(cut.values["model"])
             self._learner.load_dense(_part(cut.arrays, "dense"))
-            self._learner.load_optimizer_state(_part(cut.arrays, "optimizer"))
+            self._learner.optimizer.load_state(_part(cut.arrays, "optimizer"))
             self._catalog.load_state(_part(cut.arrays, "catalog"))
             self._metrics.load_state(_part(cut.arrays, "metrics"), cut.values["totals"])
             self._rng.bit_generator.state = cut.values["random"]
