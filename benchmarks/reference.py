@@ -145,7 +145,7 @@ class HashMap:
         create = self._library.ref_cuckoo_new if kind == "libcuckoo" else self._library.ref_std_new
         self._map = create(width)
         if not self._map:
-            raise ValueError(absence(kind, width))
+            raise ValueError(f"{kind} is not available for rows of {width} floats")
 
     def assign(self, ids: np.ndarray, rows: np.ndarray) -> None:
         """Insert or overwrite rows, float32 [n, dim]."""
@@ -168,14 +168,26 @@ class HashMap:
         self._library.ref_map_free(self._map)
 
 
-def absence(kind: str, width: int) -> str | None:
-    """Why a hash map cannot be measured here, or None."""
-    if kind != "libcuckoo":
+def absence(kind: str, width: int, num_rows: int) -> str | None:
+    """Why a hash map of so many rows cannot be measured here, or None."""
+    if kind == "libcuckoo":
+        if not library().ref_have_cuckoo():
+            return "libcuckoo/cuckoohash_map.hh is not installed (Debian: libcuckoo-dev)"
+        probe = library().ref_cuckoo_new(width)
+        if not probe:
+            return f"not compiled for rows of {width} floats"
+        library().ref_map_free(probe)
+        # A power of two of slots, and the smaller table beside it while it doubles.
+        return lack_of_memory((1 << (num_rows * 10 // 9).bit_length()) * (4 * width + 16) * 3 // 2)
+    return lack_of_memory(num_rows * (4 * width + 64))
+
+
+def lack_of_memory(num_bytes: int) -> str | None:
+    """Why so many bytes had better not be taken, or None: a tenth of what is available is left alone."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
         return None
-    if not library().ref_have_cuckoo():
-        return "libcuckoo/cuckoohash_map.hh is not installed (Debian: libcuckoo-dev)"
-    probe = library().ref_cuckoo_new(width)
-    if not probe:
-        return f"not compiled for rows of {width} floats"
-    library().ref_map_free(probe)
-    return None
+    available = next(int(line.split()[1]) << 10 for line in info.read_text().splitlines() if "MemAvailable" in line)
+    if num_bytes <= available * 9 // 10:
+        return None
+    return f"takes {num_bytes / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"

@@ -76,7 +76,7 @@ def grow(settings: Settings, ids: np.ndarray, rows: np.ndarray, write: Write) ->
 def _map(
     settings: Settings, ids: np.ndarray, rows: np.ndarray, kind: Literal["libcuckoo", "std::unordered_map"], width: int
 ) -> Contender | Absent:
-    missing = absence(kind, width)
+    missing = absence(kind, width, settings.rows)
     if missing:
         return Absent(kind, missing)
 

@@ -20,7 +20,7 @@ def memory(settings: Settings) -> list[Line]:
 
 
 def _contender(settings: Settings, kind: str) -> Contender | Absent:
-    missing = absence(kind, settings.dim)
+    missing = absence(kind, settings.dim, settings.rows)
     return Absent(kind, missing) if missing else Contender(kind, lambda number: _grown(settings, kind))
 
 

@@ -76,7 +76,7 @@ def _torch(settings: Settings, weight: torch.Tensor) -> Contender:
 
 
 def _cuckoo(settings: Settings, ids: np.ndarray, rows: np.ndarray, stack: ExitStack) -> Contender | Absent:
-    missing = absence("libcuckoo", settings.dim)
+    missing = absence("libcuckoo", settings.dim, settings.rows)
     if missing:
         return Absent("libcuckoo find and copy", missing)
     cuckoo = stack.enter_context(HashMap("libcuckoo", settings.dim))

@@ -12,7 +12,7 @@ import torch
 import embedstore as es
 from benchmarks import data
 from benchmarks.harness import Absent, Contender, Figures, Line, Settings, per_row_ns, race
-from benchmarks.reference import HashMap, KnownRows, absence
+from benchmarks.reference import HashMap, KnownRows, absence, lack_of_memory
 
 KNOWN = "C++ Adagrad on known rows"
 STREAM = "bench/push"
@@ -71,7 +71,10 @@ def _known(settings: Settings, known: KnownRows, grads: np.ndarray) -> Contender
     return Contender(KNOWN, run)
 
 
-def _torch(settings: Settings, grads: np.ndarray) -> Contender:
+def _torch(settings: Settings, grads: np.ndarray) -> Contender | Absent:
+    missing = lack_of_memory(8 * settings.rows * settings.dim)
+    if missing:
+        return Absent("torch sparse Adagrad", missing)
     torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
     weight = torch.nn.Parameter(torch.zeros(settings.rows, settings.dim))
     optimizer = torch.optim.Adagrad([weight], lr=data.LR)
@@ -91,7 +94,7 @@ def _torch(settings: Settings, grads: np.ndarray) -> Contender:
 
 
 def _cuckoo(settings: Settings, ids: np.ndarray, grads: np.ndarray, stack: ExitStack) -> Contender | Absent:
-    missing = absence("libcuckoo", 2 * settings.dim)
+    missing = absence("libcuckoo", 2 * settings.dim, settings.rows)
     if missing:
         return Absent("libcuckoo update", missing)
     cuckoo = stack.enter_context(HashMap("libcuckoo", 2 * settings.dim))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 import embedstore as es
 from embedstore.interface import PushResult
@@ -324,6 +325,15 @@ def test_a_second_backward_through_one_forward_adds_up(store: Recording, model: 
     loss.backward()
     optimizer.step()
     torch.testing.assert_close(stored(store)[0], initial_rows(0)[0] - 3)
+
+
+def test_checkpointed_forwards_train_once(store: Recording, model: es.nn.Embedding) -> None:
+    optimizer = es.nn.Optimizer(model, store)
+    checkpoint(lambda ids: model(ids).sin(), IDS, use_reentrant=False).sum().backward()
+    optimizer.step()
+    ((pushed, _),) = store.pushes
+    assert pushed["items"].counts.tolist() == [1] * NUM_IDS
+    torch.testing.assert_close(stored(store), initial_rows(0) - initial_rows(0).cos())
 
 
 def test_a_refused_push_keeps_gradients_and_dense_weights(store: Recording, model: es.nn.Embedding) -> None:
