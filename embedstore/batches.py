@@ -34,6 +34,9 @@ class Piece(NamedTuple):
     positions: np.ndarray | None
 
 
+Answer = tuple[Piece, TableRows]
+
+
 class Lookup:
     """One table's part of a pull: unique ids, and how their rows become the answer."""
 
@@ -61,31 +64,32 @@ class Lookup:
                 chosen = chosen if positions is None else chosen[begin : begin + page]
                 yield Piece(self.index, shard, self.unique[chosen], chosen)
 
-    def rows(self, answers: list[tuple[Piece, np.ndarray]], dtype: Any) -> np.ndarray:
+    def rows(self, answers: Sequence[Answer], dtype: Any) -> np.ndarray:
         """Rows of all ids, in their order: [n, dim], writable."""
-        shape = (len(self.unique), self.spec.dim)
-        if len(answers) == 1 and answers[0][0].positions is None:
-            rows = answers[0][1]
+        pieces = [(piece, answer.rows) for piece, answer in answers]
+        if len(pieces) == 1 and pieces[0][0].positions is None:
+            [(_, rows)] = pieces
+            assert rows is not None
             return rows.take(self._inverse, axis=0) if self.repeats else rows.copy()
-        return self._spread(np.empty(shape, dtype), answers)
+        return self._spread(np.empty((len(self.unique), self.spec.dim), dtype), pieces)
 
-    def meta(self, answers: list[tuple[Piece, Rows]], dtype: Any) -> Rows:
+    def meta(self, answers: Sequence[Answer], dtype: Any) -> Rows:
         """What is known of all ids, in their order."""
         columns = {"found": bool, "updates": np.uint32, "first_seen_s": np.int64, "last_seen_s": np.int64}
         values = {
             name: self._spread(
-                np.zeros(len(self.unique), kind), [(piece, getattr(rows, name)) for piece, rows in answers]
+                np.zeros(len(self.unique), kind), [(piece, getattr(answer.meta, name)) for piece, answer in answers]
             )
             for name, kind in columns.items()
         }
-        embeddings = self.rows([(piece, rows.embeddings) for piece, rows in answers], dtype)
-        return Rows(embeddings, **values)
+        return Rows(self.rows(answers, dtype), **values)
 
-    def found(self, answers: list[tuple[Piece, Rows]]) -> np.ndarray:
+    def found(self, answers: Sequence[Answer]) -> np.ndarray:
         """Which of all ids have a row, in their order: bool [n]."""
-        return self._spread(np.zeros(len(self.unique), bool), [(piece, rows.found) for piece, rows in answers])
+        found = [(piece, answer.meta.found) for piece, answer in answers if answer.meta is not None]
+        return self._spread(np.zeros(len(self.unique), bool), found)
 
-    def _spread(self, out: np.ndarray, answers: list[tuple[Piece, np.ndarray]]) -> np.ndarray:
+    def _spread(self, out: np.ndarray, answers: Sequence[tuple[Piece, Any]]) -> np.ndarray:
         for piece, values in answers:
             out[slice(None) if piece.positions is None else piece.positions] = values
         return out.take(self._inverse, axis=0) if self.repeats else out
@@ -110,7 +114,7 @@ def pages_of_lookups(lookups: Sequence[Lookup], dtype: Any) -> list[tuple[int, l
 
 def read_pull(
     lookups: Sequence[Lookup], pieces: Sequence[Piece], data: bytes, *, dtype: Any, meta: bool
-) -> list[tuple[Piece, TableRows]]:
+) -> list[Answer]:
     """A shard's answer beside what was asked; :class:`InvalidArgumentError` when it does not fit."""
     if not meta and dtype is not None:
         expected = ((lookups[piece.table].spec.name, len(piece.ids), lookups[piece.table].spec.dim) for piece in pieces)

@@ -20,6 +20,7 @@ import numpy as np
 
 from embedstore import _native, dense, messages, wire
 from embedstore.batches import (
+    Answer,
     Lookup,
     Piece,
     check_finite,
@@ -120,9 +121,7 @@ class RemoteStore(Session):
             lookups = self._lookups(tables)
             answers = self._look_up(lookups, kind, meta=meta)
             return {
-                lookup.spec.name: lookup.meta([(p, _known(a)) for p, a in found], kind)
-                if meta
-                else lookup.rows([(p, _rows(a)) for p, a in found], kind)
+                lookup.spec.name: lookup.meta(found, kind) if meta else lookup.rows(found, kind)
                 for lookup, found in zip(lookups, answers, strict=True)
             }
 
@@ -134,7 +133,7 @@ class RemoteStore(Session):
         def read() -> np.ndarray:
             lookups = self._lookups({table: ids})
             [found] = self._look_up(lookups, None, meta=True)
-            return lookups[0].found([(piece, _known(answer)) for piece, answer in found])
+            return lookups[0].found(found)
 
         return self.with_fresh_specs([table], read)
 
@@ -142,12 +141,10 @@ class RemoteStore(Session):
         self.peers.check_open()
         return [Lookup(i, self.spec(name), ids, len(self.peers)) for i, (name, ids) in enumerate(tables.items())]
 
-    def _look_up(
-        self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool
-    ) -> list[list[tuple[Piece, wire.TableRows]]]:
+    def _look_up(self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool) -> list[list[Answer]]:
         pages = pages_of_lookups(lookups, dtype)
         calls = [Call(shard, "Pull", self._pull_request(lookups, pieces, dtype, meta=meta)) for shard, pieces in pages]
-        answers: list[list[tuple[Piece, wire.TableRows]]] = [[] for _ in lookups]
+        answers: list[list[Answer]] = [[] for _ in lookups]
         for (shard, pieces), data in zip(pages, self.answers(calls), strict=True):
             read = partial(read_pull, lookups, pieces, dtype=dtype, meta=meta)
             for piece, answer in self.decoded(shard, read, data):
@@ -400,13 +397,3 @@ def _with_origin(by_shard: Mapping[int, Any], shard: int, origin: Origin) -> byt
     message.origin.CopyFrom(store_pb2.Origin(stream=origin.stream, begin=origin.begin, end=origin.end))
     data: bytes = message.SerializeToString()
     return data
-
-
-def _rows(answer: wire.TableRows) -> np.ndarray:
-    assert answer.rows is not None
-    return answer.rows
-
-
-def _known(answer: wire.TableRows) -> Rows:
-    assert answer.meta is not None
-    return answer.meta
