@@ -46,6 +46,7 @@ class Catalog:
         self._sums = np.zeros((_FIRST_CAPACITY, len(half_lives_s)), np.float64)
         self._last_event_ms = np.zeros(_FIRST_CAPACITY, np.int64)
         self._stale = np.zeros(_FIRST_CAPACITY, bool)
+        self._met = np.zeros(_FIRST_CAPACITY, bool)
         self._rows = torch.zeros(_FIRST_CAPACITY, dim, device=device)
         self._clock_ms = 0
         self._reference_ms = 0
@@ -69,6 +70,15 @@ class Catalog:
         """int64 [N]: event time of each item's latest event, 0 for one that is known without any."""
         return self._last_event_ms[: self._size]
 
+    @property
+    def met(self) -> np.ndarray:
+        """bool [N]: an event of the item has been noted, or it is known to have been met."""
+        return self._met[: self._size]
+
+    def mark_met(self, numbers: np.ndarray) -> None:
+        """These items were met before, though no event of theirs was noted here."""
+        self._met[numbers] = True
+
     def make_room(self, count: int) -> None:
         """Forget the least met items unless ``count`` more fit. Numbers change."""
         if self._size + count <= self.items_max:
@@ -76,7 +86,7 @@ class Catalog:
         keep = max(0, self.items_max - max(count, self.items_max // 8))
         met = self._sums[: self._size, -1]
         kept = np.sort(np.argsort(-met, kind="stable")[:keep])
-        for array in (self._ids, self._sums, self._last_event_ms, self._stale):
+        for array in (self._ids, self._sums, self._last_event_ms, self._stale, self._met):
             array[: len(kept)] = array[kept]
         self._rows[: len(kept)] = self._rows[torch.from_numpy(kept).to(self._rows.device)]
         self._size = len(kept)
@@ -109,6 +119,7 @@ class Catalog:
         age_nK = (np.minimum(event_time_ms, self._clock_ms) - self._reference_ms)[:, None] / self._half_lives_ms
         np.add.at(self._sums, numbers, np.exp2(age_nK))
         np.maximum.at(self._last_event_ms, numbers, event_time_ms)
+        self._met[numbers] = True
 
     def counts(self) -> np.ndarray:
         """Decayed counts at the latest event time, float64 [N, K]."""
@@ -149,6 +160,7 @@ class Catalog:
             "ids": self.ids.copy(),
             "sums": self._sums[: self._size].copy(),
             "last_event_ms": self.last_event_ms.copy(),
+            "met": self.met.copy(),
             "clock": np.array([self._clock_ms, self._reference_ms], np.int64),
             "half_lives_ms": self._half_lives_ms.copy(),
         }
@@ -162,6 +174,7 @@ class Catalog:
         self._take_in(np.asarray(state["ids"], np.uint64))
         self._sums[: self._size] = state["sums"]
         self._last_event_ms[: self._size] = state["last_event_ms"]
+        self._met[: self._size] = state["met"]
         self._clock_ms, self._reference_ms = (int(value) for value in state["clock"])
 
     def _decay(self) -> np.ndarray:
@@ -175,6 +188,7 @@ class Catalog:
         self._sums[begin:end] = 0.0
         self._last_event_ms[begin:end] = 0
         self._stale[begin:end] = True
+        self._met[begin:end] = False
         self._rows[begin:end] = 0.0
         self._number_of.update(zip(ids.tolist(), range(begin, end), strict=True))
         self._size = end
@@ -184,7 +198,7 @@ class Catalog:
         if size <= capacity:
             return
         capacity = max(size, 2 * capacity)
-        for name in ("_ids", "_sums", "_last_event_ms", "_stale"):
+        for name in ("_ids", "_sums", "_last_event_ms", "_stale", "_met"):
             old = getattr(self, name)
             grown = np.zeros((capacity, *old.shape[1:]), old.dtype)
             grown[: len(old)] = old

@@ -48,28 +48,32 @@ class OnlineModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class SmallTable:
-    """Rows of a table with few ids: where each place of the window finds its own, and the leaf they are in."""
-
-    ids: np.ndarray
-    place_BL: np.ndarray
-    leaf: Tensor
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A batch between the forward pass and what follows it."""
+class Plan:
+    """What a batch needs: its items in the catalog's numbers, its candidates, the numbers of rows to be pulled, and the
+    actions and surfaces of its histories (distinct ids, and which of them each place has)."""
 
     batch: EventBatch
     window: Window
     located: Located
     candidates: Candidates
     counts_NK: np.ndarray
+    pulled: np.ndarray
+    action_ids: np.ndarray
+    action_BL: np.ndarray
+    surface_ids: np.ndarray
+    surface_BL: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A batch between the forward pass and what follows it; the leaves are the rows that receive gradients."""
+
+    plan: Plan
     popularity_NK: Tensor
     used_U: np.ndarray
     leaf_UD: Tensor
-    actions: SmallTable
-    surfaces: SmallTable
+    actions_AD: Tensor
+    surfaces_AD: Tensor
     query_BD: Tensor
 
 
@@ -100,9 +104,9 @@ class Learner:
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
-    def predict(self, store: Store, batch: EventBatch, window: Window) -> Prediction:
-        """Pull what the batch needs and run the model over its histories."""
-        train, names = self.settings.train, self.settings.tables
+    def plan(self, batch: EventBatch, window: Window) -> Plan:
+        """Decide which items the batch is about and which rows it needs. Once for each batch: it draws."""
+        train = self.settings.train
         located = locate(self.catalog, batch, window)
         counts_NK = self.catalog.counts()
         weight_N = counts_NK[:, train.share_half_life]
@@ -110,46 +114,60 @@ class Learner:
         valid_BL = window.valid()
         action_ids, action_BL = _places(window.actions, valid_BL)
         surface_ids, surface_BL = _places(window.surfaces, valid_BL)
-        numbers = self.catalog.to_pull(train.refresh_rows)
-        rows = store.pull(
-            {names.items: self.catalog.ids[numbers], names.actions: action_ids, names.surfaces: surface_ids}
-        )
-        self.catalog.store_rows(numbers, rows[names.items])
-
-        used_N = np.zeros(len(self.catalog), bool)
-        used_N[candidates.numbers_C] = True
-        used_N[located.history_BL[valid_BL]] = True
-        used_U = np.flatnonzero(used_N)
-        leaf_UD = self.catalog.rows[self._tensor(used_U)].requires_grad_(True)
-        actions = SmallTable(action_ids, action_BL, self._tensor(rows[names.actions]).requires_grad_(True))
-        surfaces = SmallTable(surface_ids, surface_BL, self._tensor(rows[names.surfaces]).requires_grad_(True))
-        place_N = np.zeros(len(self.catalog), np.int64)
-        place_N[used_U] = np.arange(len(used_U))
-        return Prediction(
+        return Plan(
             batch=batch,
             window=window,
             located=located,
             candidates=candidates,
             counts_NK=counts_NK,
-            popularity_NK=self.catalog.popularity(counts_NK),
-            used_U=used_U,
-            leaf_UD=leaf_UD,
-            actions=actions,
-            surfaces=surfaces,
-            query_BD=self._query(window, place_N[np.maximum(located.history_BL, 0)], leaf_UD, actions, surfaces),
+            pulled=self.catalog.to_pull(train.refresh_rows),
+            action_ids=action_ids,
+            action_BL=action_BL,
+            surface_ids=surface_ids,
+            surface_BL=surface_BL,
         )
 
-    def _query(
-        self, window: Window, place_BL: np.ndarray, leaf_UD: Tensor, actions: SmallTable, surfaces: SmallTable
-    ) -> Tensor:
+    def pull(self, store: Store, plan: Plan) -> dict[str, np.ndarray]:
+        """The rows of a plan; may be repeated."""
+        names = self.settings.tables
+        ids = self.catalog.ids[plan.pulled]
+        return store.pull({names.items: ids, names.actions: plan.action_ids, names.surfaces: plan.surface_ids})
+
+    def predict(self, plan: Plan, rows: Mapping[str, np.ndarray]) -> Prediction:
+        """Run the model over the batch's histories, with the rows of :meth:`pull`."""
+        names, located = self.settings.tables, plan.located
+        self.catalog.store_rows(plan.pulled, rows[names.items])
+        used_N = np.zeros(len(self.catalog), bool)
+        used_N[plan.candidates.numbers_C] = True
+        used_N[located.history_BL[plan.window.valid()]] = True
+        used_U = np.flatnonzero(used_N)
+        place_N = np.zeros(len(self.catalog), np.int64)
+        place_N[used_U] = np.arange(len(used_U))
+        leaf_UD = self.catalog.rows[self._tensor(used_U)].requires_grad_(True)
+        actions = self._tensor(rows[names.actions]).requires_grad_(True)
+        surfaces = self._tensor(rows[names.surfaces]).requires_grad_(True)
+        places_BL = place_N[np.maximum(located.history_BL, 0)]
+        small = ((plan.action_BL, actions), (plan.surface_BL, surfaces))
+        return Prediction(
+            plan=plan,
+            popularity_NK=self.catalog.popularity(plan.counts_NK),
+            used_U=used_U,
+            leaf_UD=leaf_UD,
+            actions_AD=actions,
+            surfaces_AD=surfaces,
+            query_BD=self._query(plan.window, ((places_BL, leaf_UD), *small)),
+        )
+
+    def _query(self, window: Window, parts: tuple[tuple[np.ndarray, Tensor], ...]) -> Tensor:
+        """The vectors of the histories, each event the sum of its rows; ``parts``: places [B, L] and their rows."""
         query_BD = torch.zeros(len(window.lengths), self.settings.model.dim, device=self.device)
         past = np.flatnonzero(window.lengths)
         if not len(past):
             return query_BD
         longest = int(window.lengths.max())
-        events_QLD = leaf_UD[self._tensor(place_BL[past, :longest])]
-        for small in (actions, surfaces):
-            events_QLD = events_QLD + nn.functional.embedding(self._tensor(small.place_BL[past, :longest]), small.leaf)
+        events_QLD = torch.zeros(len(past), longest, self.settings.model.dim, device=self.device)
+        for place_BL, rows in parts:
+            events_QLD = events_QLD + nn.functional.embedding(self._tensor(place_BL[past, :longest]), rows)
         vectors_QD = self.model.sequence.last(events_QLD, self._tensor(window.lengths[past]))
         return query_BD.index_copy(0, self._tensor(past), vectors_QD)
 
@@ -165,11 +183,11 @@ class Learner:
         step = max(1, _SCORES_MAX // max(1, len(self.catalog)))
         for begin in range(0, len(tests), step):
             ranks[begin : begin + step] = self._rank_some(prediction, tests[begin : begin + step])
-        ranks[~prediction.located.target_known()[tests]] = RANK_MAX
+        ranks[~prediction.plan.located.target_known()[tests]] = RANK_MAX
         return ranks
 
     def _rank_some(self, prediction: Prediction, tests: np.ndarray) -> np.ndarray:
-        located = prediction.located
+        located = prediction.plan.located
         query_TD = prediction.query_BD[self._tensor(tests)]
         scores_TN = self.model.scorer(query_TD, self.catalog.rows, prediction.popularity_NK)
         row_P, place_P = np.nonzero(located.distinct_BL[tests])
@@ -179,9 +197,8 @@ class Learner:
             self._tensor(located.history_BL[tests][row_P, place_P]),
             self._tensor(located.latest_BL[tests][row_P, place_P]),
         )
-        if len(located.first_seen):
-            unknown = located.first_seen[None, :] >= tests[:, None]
-            scores_TN[:, located.known :].masked_fill_(self._tensor(unknown), -torch.inf)
+        row_P, new_P = np.nonzero(located.first_M[None, :] >= tests[:, None])
+        scores_TN[self._tensor(row_P), self._tensor(located.new_M[new_P])] = -torch.inf
         ranks: np.ndarray = competition_ranks(scores_TN, self._tensor(located.targets_B[tests])).cpu().numpy()
         return ranks
 
@@ -204,7 +221,7 @@ class Learner:
         return Learnt(loss, pushes) if finite else Learnt(float("nan"), {})
 
     def _loss(self, prediction: Prediction, queries: np.ndarray) -> Tensor:
-        located, candidates = prediction.located, prediction.candidates
+        located, candidates = prediction.plan.located, prediction.plan.candidates
         numbers_C = candidates.numbers_C
         rows_CD = prediction.leaf_UD[self._tensor(np.searchsorted(prediction.used_U, numbers_C))]
         logits_QC = self.model.scorer(
@@ -218,14 +235,14 @@ class Learner:
             self._tensor(column_QL[row_P, place_P]),
             self._tensor(located.latest_BL[queries][row_P, place_P]),
         )
-        weight_N = prediction.counts_NK[:, self.settings.train.share_half_life]
+        weight_N = prediction.plan.counts_NK[:, self.settings.train.share_half_life]
         share_C = weight_N[numbers_C] / max(float(weight_N.sum()), 1.0)
         log_q_C = sampling_log_q(
-            self._tensor(candidates.drawn_C), self._tensor(share_C.astype(np.float32)), len(prediction.batch)
+            self._tensor(candidates.drawn_C), self._tensor(share_C.astype(np.float32)), len(prediction.plan.batch)
         )
         masked_QC = np.zeros(logits_QC.shape, bool)
-        query, other = same_user_pairs(prediction.batch.user_ids)
-        row_B = np.full(len(prediction.batch), -1, np.int64)
+        query, other = same_user_pairs(prediction.plan.batch.user_ids)
+        row_B = np.full(len(prediction.plan.batch), -1, np.int64)
         row_B[queries] = np.arange(len(queries))
         keep = row_B[query] >= 0
         masked_QC[row_B[query[keep]], candidates.column_N[located.targets_B[other[keep]]]] = True
@@ -233,8 +250,8 @@ class Learner:
         return info_nce(logits_QC, self._tensor(target_Q), log_q_C, self._tensor(masked_QC)).mean()
 
     def _pushes(self, prediction: Prediction) -> dict[str, TablePush]:
-        names, batch, used_U = self.settings.tables, prediction.batch, prediction.used_U
-        targets = prediction.located.targets_B
+        names, batch, used_U = self.settings.tables, prediction.plan.batch, prediction.used_U
+        targets = prediction.plan.located.targets_B
         if prediction.leaf_UD.grad is None:
             used_U = np.unique(targets)
             grads_UD = np.zeros((len(used_U), self.settings.model.dim), np.float32)
@@ -252,14 +269,14 @@ class Learner:
             )
         }
         clock_ms = int(batch.event_time_ms.max(initial=0))
-        for name, small, column in (
-            (names.actions, prediction.actions, batch.actions),
-            (names.surfaces, prediction.surfaces, batch.surfaces),
+        for name, ids, leaf_AD, column in (
+            (names.actions, prediction.plan.action_ids, prediction.actions_AD, batch.actions),
+            (names.surfaces, prediction.plan.surface_ids, prediction.surfaces_AD, batch.surfaces),
         ):
-            if small.leaf.grad is not None:
-                counts = (column[:, None] == small.ids[None, :]).sum(axis=0).astype(np.uint32)
-                times = np.full(len(small.ids), clock_ms, np.int64)
-                pushes[name] = TablePush(small.ids, small.leaf.grad.cpu().numpy(), counts=counts, event_times_ms=times)
+            if leaf_AD.grad is not None:
+                counts = (column[:, None] == ids[None, :]).sum(axis=0).astype(np.uint32)
+                times = np.full(len(ids), clock_ms, np.int64)
+                pushes[name] = TablePush(ids, leaf_AD.grad.cpu().numpy(), counts=counts, event_times_ms=times)
         return pushes
 
     def step(self) -> None:

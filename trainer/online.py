@@ -186,7 +186,9 @@ class Trainer:
         if not len(batch):
             self._persist(lambda: self.store.push({}, origins=batch.origins))
             return
-        prediction = self._persist(lambda: self.learner.predict(self.store, batch, window))
+        plan = self.learner.plan(batch, window)
+        rows = self._persist(lambda: self.learner.pull(self.store, plan))
+        prediction = self.learner.predict(plan, rows)
         tests = self._tests(batch, window) if score else np.zeros(0, np.int64)
         ranks = self.learner.rank(prediction, tests)
         learnt = self.learner.learn(prediction, np.flatnonzero(self._learnable(batch, window)))
@@ -263,7 +265,7 @@ class Trainer:
         """A trainer that has lost its state knows at least which items have rows."""
         for ids, _ in self.store.scan(self.settings.tables.items):
             self.catalog.make_room(len(ids))
-            self.catalog.locate(np.sort(ids))
+            self.catalog.mark_met(self.catalog.locate(np.sort(ids)))
 
     def _level(self) -> None:
         """Replay until all holders stand at the same positions, and go on from there."""

@@ -21,7 +21,7 @@ from embedstore.errors import StaleGenerationError, StreamPositionError, Unavail
 from trainer.config import Settings, load_settings
 from trainer.events import EventBatch
 from trainer.history import Window
-from trainer.learner import Learner, Prediction
+from trainer.learner import Learner, Plan
 from trainer.online import Clock, Trainer
 from trainer.sources import open_source
 
@@ -232,14 +232,14 @@ def test_a_finished_stream_gives_the_same_summary_again(make_runs: Callable[...,
 def record_windows(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[list[int]]]:
     """What every event saw, each time that it was read for learning: position to histories."""
     seen: dict[int, list[list[int]]] = {}
-    predict = Learner.predict
+    plan = Learner.plan
 
-    def record(self: Learner, store: es.Store, batch: EventBatch, window: Window) -> Prediction:
+    def record(self: Learner, batch: EventBatch, window: Window) -> Plan:
         for row, position in enumerate(batch.positions.tolist()):
             seen.setdefault(position, []).append(window.items[row, : int(window.lengths[row])].tolist())
-        return predict(self, store, batch, window)
+        return plan(self, batch, window)
 
-    monkeypatch.setattr(Learner, "predict", record)
+    monkeypatch.setattr(Learner, "plan", record)
     return seen
 
 
