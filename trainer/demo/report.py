@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.demo.charts import STYLE, Mark, Series, chart, histogram
-from trainer.demo.result import DemoResult, percentile
+from trainer.demo.result import DemoResult, Point, percentile
 
 WINDOW_S = 2.0
+SPEED_WINDOW_S = 0.9
 
 _PAGE_STYLE = (
     """
@@ -109,8 +110,9 @@ def _freshness(result: DemoResult) -> str:
 
 
 def _speed(result: DemoResult) -> str:
-    xs = [point.time_s for point in result.points]
-    series = [Series("learnt", xs, [point.events_per_s for point in result.points])]
+    speeds = _speeds(result.points)
+    xs = [time_s for time_s, _ in speeds]
+    series = [Series("learnt", *_columns(speeds))]
     series.append(Series("sent", xs, [result.rate_per_s] * len(xs), color=1, kind="dash"))
     return "<h2>Events</h2><p>Events a second that the trainer learnt, beside the pace of the stream.</p>" + chart(
         series, x_label="seconds", y_label="events/s", marks=_marks(result)
@@ -138,6 +140,17 @@ def _table(result: DemoResult) -> str:
         for name, value in result.summary().items()
     )
     return f"<h2>All numbers</h2><table>{rows}</table>"
+
+
+def _speeds(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Events a second between reports that are at least ``SPEED_WINDOW_S`` apart, at the later one's time."""
+    speeds = []
+    begin = points[0] if points else None
+    for point in points:
+        if begin is not None and point.time_s - begin.time_s >= SPEED_WINDOW_S:
+            speeds.append((point.time_s, (point.events - begin.events) / (point.time_s - begin.time_s)))
+            begin = point
+    return speeds
 
 
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
