@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedstore.errors import InvalidArgumentError
+from embedstore.errors import InvalidArgumentError, StaleGenerationError
 
 if TYPE_CHECKING:
     from embedstore.interface import Store
@@ -71,8 +71,11 @@ def stream(
             on_report=on_report,
         )
         stack.callback(trainer.close)
-        with _stopped_by_signals(trainer):
-            result = trainer.run(max_events)
+        try:
+            with _stopped_by_signals(trainer):
+                result = trainer.run(max_events)
+        except StaleGenerationError as problem:
+            sys.exit(f"embedtrain: replaced by a newer trainer of the same stream ({problem})")
         result |= {"device": device, "rows": opened.stats().tables[settings.tables.items].rows}
     if summary is not None:
         write_summary(summary, result)
