@@ -51,7 +51,7 @@ class Patience:
     timeout_s: float = 10.0
     retry_s: float = 30.0
     backoff_s: float = 0.05
-    backoff_max_s: float = 1.0
+    backoff_max_s: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "retry_s", "backoff_s", "backoff_max_s"):
