@@ -284,7 +284,7 @@ def test_a_gap_refusal_in_the_middle_of_a_run_rewinds_it(
 
     store = Wrapped(runs.open_store(), fall_back)
     with caplog.at_level(logging.INFO, "embedtrain"):
-        result = runs.train(store)  # type: ignore[arg-type]
+        result = runs.train(store)
     assert "reading again" in caplog.text
     (state,) = (state for name, state in store.watermarks().items() if "client/" not in name)
     store.store.close()
@@ -343,7 +343,7 @@ def test_an_absent_store_is_waited_for(make_runs: Callable[..., Runs]) -> None:
             raise UnavailableError("here:1", "gone for a moment")
 
     store = Wrapped(runs.open_store(), refuse)
-    result = runs.train(store)  # type: ignore[arg-type]
+    result = runs.train(store)
     store.store.close()
     assert refused == [5, 6, 7, 8]
     assert result["events"] == EVENTS
@@ -359,7 +359,7 @@ def test_stopping_while_the_store_is_away_loses_nothing(make_runs: Callable[...,
             raise UnavailableError("here:1", "gone for good")
 
     store = Wrapped(runs.open_store(), refuse)
-    trainer = runs.trainer(store)  # type: ignore[arg-type]
+    trainer = runs.trainer(store)
     assert trainer.run()["events"] == 4 * BATCH
     trainer.close()
     store.store.close()
@@ -410,7 +410,7 @@ def test_a_replaced_trainer_stops_with_the_reason(make_runs: Callable[..., Runs]
 
     store = Writer(runs.open_store(), lambda wrapped, pushes: None)
     with pytest.raises(StaleGenerationError, match="generation"):
-        runs.train(store)  # type: ignore[arg-type]
+        runs.train(store)
     store.store.close()
     assert runs.watermarks() == {stream: (6 * BATCH,)}
 

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def as_batch(events: list[Event], begin: int, end: int, stream: str) -> EventBat
         "stream_index": [0 for _ in events],
         "positions": [e.position for e in events],
     }
-    arrays = {name: np.array(columns[name], BATCH_DTYPES[name]) for name in BATCH_DTYPES}
+    arrays: dict[str, Any] = {name: np.array(columns[name], BATCH_DTYPES[name]) for name in BATCH_DTYPES}
     return EventBatch(**arrays, origins=(Origin(stream, begin, end),))
 
 

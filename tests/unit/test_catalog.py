@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,7 +90,7 @@ def test_a_restored_catalog_counts_on_as_if_nothing_had_happened() -> None:
 
 def a_batch(items: list[int], histories: list[list[int]], users: list[int] | None = None) -> tuple[EventBatch, Window]:
     n, length = len(items), 3
-    columns = {name: np.zeros(n, dtype) for name, dtype in BATCH_DTYPES.items()}
+    columns: dict[str, Any] = {name: np.zeros(n, dtype) for name, dtype in BATCH_DTYPES.items()}
     columns["item_ids"] = np.array(items, np.uint64)
     columns["user_ids"] = np.array(users or range(n), np.uint64)
     past = np.zeros((n, length), np.uint64)

@@ -19,7 +19,7 @@ from trainer.positions import Replay, committable, replays
 
 
 def a_cut(value: int) -> Cut:
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "a/float": np.full((3, 2), value, np.float32),
         "b": np.array(value, np.float32),
         "c": np.arange(value, dtype=np.uint64),
