@@ -381,7 +381,7 @@ def test_a_step_that_is_not_a_number_is_skipped_and_its_range_still_pushed(make_
         if pushes == 6:
             trainer.learner.load_dense(weights)
 
-    trainer.store = Wrapped(store, poison)  # type: ignore[assignment]
+    trainer.store = Wrapped(store, poison)
     result = trainer.run()
     trainer.close()
     store.close()
