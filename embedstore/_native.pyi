@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import numpy
+import numpy.typing
 from numpy.typing import NDArray
 
 
@@ -14,17 +15,17 @@ def tune_allocator() -> None:
     Keep freed memory of large buffers in this process instead of returning and re-faulting it (glibc only; elsewhere this does nothing). Call once, early; any thread.
     """
 
-def mix64(ids: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> object:
+def mix64(ids: object) -> numpy.typing.NDArray[numpy.uint64]:
     """
     The 64-bit hash of every id: uint64 [n] -> uint64 [n]. The finalizer of splitmix64; part of the formats.
     """
 
-def unique(ids: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple:
+def unique(ids: object) -> tuple[numpy.typing.NDArray[numpy.uint64], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.uint32]]:
     """
     Distinct ids in order of first occurrence: uint64 [n] -> (uint64 [k], int64 [n] index of each id among them, uint32 [k] how often each occurs).
     """
 
-def split(ids: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], num_chunks: int, num_shards: int) -> tuple:
+def split(ids: object, num_chunks: int, num_shards: int) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64]]:
     """
     Group ids by owning shard: (int64 [n] positions, stable within a shard; int64 [num_shards + 1] where each shard's begin). Shard i owns chunks [i*C//n, (i+1)*C//n).
     """
@@ -86,12 +87,12 @@ class Table:
         Remove rows; returns how many were there. reason: 1 erased, 2 expired, 3 evicted.
         """
 
-    def scan(self, chunk: int) -> tuple:
+    def scan(self, chunk: int) -> tuple[numpy.typing.NDArray[numpy.uint64], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.uint32], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64]]:
         """
         All rows of a chunk at one instant: (ids, embeddings, updates, first_seen_s, last_seen_s).
         """
 
-    def counters(self) -> dict:
+    def counters(self) -> dict[str, int]:
         """Counters since the table was made, and its present tombstones."""
 
     def watermarks(self) -> list[tuple[dict[str, int], list[int]]]:
@@ -108,7 +109,7 @@ class Table:
     def raise_chunk(self, chunk: int, positions: Mapping[str, int], clock_ms: int) -> None:
         """Raise one chunk's watermarks and clock."""
 
-    def chunk_states(self) -> tuple:
+    def chunk_states(self) -> tuple[numpy.typing.NDArray[numpy.uint64], numpy.typing.NDArray[numpy.uint64], numpy.typing.NDArray[numpy.int64]]:
         """
         (incarnations uint64, versions uint64, clocks int64) of the owned chunks.
         """
@@ -123,5 +124,5 @@ class Table:
         The ChunkDelta since a cursor, or the full chunk when it cannot continue from there.
         """
 
-    def apply(self, delta: bytes) -> tuple:
+    def apply(self, delta: bytes) -> tuple[int, int, int]:
         """Apply a ChunkDelta: (chunk, incarnation, version) where it stands now."""

@@ -6,15 +6,17 @@ push in some chunks and not yet in others, never half of it in one chunk.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from embedstore import _native
-from embedstore.errors import CorruptDeltaError, InvalidArgumentError
+from embedstore.deltas import DELTA_HEADER_BYTES as DELTA_HEADER_BYTES
+from embedstore.deltas import DeltaInfo as DeltaInfo
+from embedstore.deltas import delta_info as delta_info
+from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Ids, Origin, Rows, TableStats, as_ids, as_rows, check_position, check_stream_name
 from embedstore.spec import SGD, Adagrad, Adam, Constant, TableSpec, Uniform
 
@@ -23,8 +25,6 @@ TOMBSTONES_PER_CHUNK_MAX = 8192
 
 Reason = Literal["erased", "expired", "evicted"]
 _REASONS = {"erased": 1, "expired": 2, "evicted": 3}
-DELTA_HEADER_BYTES = 112
-_HEADER = struct.Struct("<4sHH6I5Qq4Q")
 
 
 def random_incarnations(count: int) -> np.ndarray:
@@ -39,57 +39,6 @@ class ChunkStates(NamedTuple):
     incarnations: np.ndarray
     versions: np.ndarray
     clocks_ms: np.ndarray
-
-
-@dataclass(frozen=True)
-class DeltaInfo:
-    """What the header of a ChunkDelta says; see docs/formats/delta.md."""
-
-    embeddings_only: bool
-    chunk: int
-    num_chunks: int
-    dim: int
-    incarnation: int
-    parent_incarnation: int
-    branch_version: int
-    from_version: int
-    to_version: int
-    clock_ms: int
-    num_rows: int
-    num_tombstones: int
-    watermark_bytes: int
-    num_bytes: int
-
-    @property
-    def full(self) -> bool:
-        """Whether it replaces the chunk."""
-        return self.from_version == 0
-
-
-def delta_info(delta: bytes) -> DeltaInfo:
-    """Read a delta's header without checking the rest; :class:`CorruptDeltaError` when it is none."""
-    if len(delta) < _HEADER.size:
-        raise CorruptDeltaError("delta is shorter than its header")
-    magic, version, flags, chunk, num_chunks, dim, _, _, _, *longs = _HEADER.unpack_from(delta)
-    if magic != b"ESCD" or version != 1:
-        raise CorruptDeltaError("delta has an unknown format")
-    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, num_bytes = longs
-    return DeltaInfo(
-        embeddings_only=bool(flags & 1),
-        chunk=chunk,
-        num_chunks=num_chunks,
-        dim=dim,
-        incarnation=incarnation,
-        parent_incarnation=parent,
-        branch_version=branch,
-        from_version=begin,
-        to_version=end,
-        clock_ms=clock,
-        num_rows=num_rows,
-        num_tombstones=num_tombstones,
-        watermark_bytes=watermark_bytes,
-        num_bytes=num_bytes,
-    )
 
 
 class Table:
@@ -396,8 +345,6 @@ def _checked_positions(watermarks: Mapping[str, int]) -> dict[str, int]:
 
 
 def _without_lr(spec: TableSpec) -> TableSpec:
-    from dataclasses import replace
-
     return replace(spec, optimizer=replace(spec.optimizer, lr=0.0))
 
 

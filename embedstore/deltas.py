@@ -1,0 +1,62 @@
+"""The header of a ChunkDelta: what its bytes are about, without decoding them. docs/formats/delta.md has the format."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from embedstore.errors import CorruptDeltaError
+
+DELTA_HEADER_BYTES = 112
+_HEADER = struct.Struct("<4sHH6I5Qq4Q")
+
+
+@dataclass(frozen=True)
+class DeltaInfo:
+    """What the header of a ChunkDelta says; see docs/formats/delta.md."""
+
+    embeddings_only: bool
+    chunk: int
+    num_chunks: int
+    dim: int
+    incarnation: int
+    parent_incarnation: int
+    branch_version: int
+    from_version: int
+    to_version: int
+    clock_ms: int
+    num_rows: int
+    num_tombstones: int
+    watermark_bytes: int
+    num_bytes: int
+
+    @property
+    def full(self) -> bool:
+        """Whether it replaces the chunk."""
+        return self.from_version == 0
+
+
+def delta_info(delta: bytes) -> DeltaInfo:
+    """Read a delta's header without checking the rest; :class:`CorruptDeltaError` when it is none."""
+    if len(delta) < _HEADER.size:
+        raise CorruptDeltaError("delta is shorter than its header")
+    magic, version, flags, chunk, num_chunks, dim, _, _, _, *longs = _HEADER.unpack_from(delta)
+    if magic != b"ESCD" or version != 1:
+        raise CorruptDeltaError("delta has an unknown format")
+    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, num_bytes = longs
+    return DeltaInfo(
+        embeddings_only=bool(flags & 1),
+        chunk=chunk,
+        num_chunks=num_chunks,
+        dim=dim,
+        incarnation=incarnation,
+        parent_incarnation=parent,
+        branch_version=branch,
+        from_version=begin,
+        to_version=end,
+        clock_ms=clock,
+        num_rows=num_rows,
+        num_tombstones=num_tombstones,
+        watermark_bytes=watermark_bytes,
+        num_bytes=num_bytes,
+    )
