@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stores import STORE_FACTORIES
 
 import embedstore as es
 from embedstore.errors import StaleGenerationError, StreamPositionError, UnavailableError
@@ -474,3 +475,17 @@ def test_the_clock_is_a_parameter(make_runs: Callable[..., Runs]) -> None:
     assert {report["time_ms"] for report in reports} == {START_MS + 7_000}
     assert reports[-1]["lag_s"] == pytest.approx(7.0 - (BATCH * 3 - 1))
     assert reports[-1]["lag_records"] == EVENTS - BATCH * 3
+
+
+def test_two_shards_over_grpc_give_what_the_embedded_store_gives(make_runs: Callable[..., Runs]) -> None:
+    local, remote = make_runs("local"), make_runs("remote")
+    expected = local.run()
+    with STORE_FACTORIES["remote-2"](remote.directory, remote.settings.table_specs()) as handle:
+        result = remote.train(handle.store)
+        (state,) = (state for name, state in handle.store.watermarks().items() if "client/" not in name)
+        rows = {int(key) for ids, _ in handle.store.scan("items") for key in ids}
+    assert state.durable == EVENTS
+    assert rows == local.rows()["items"].keys()
+    assert result["tests"] == expected["tests"]
+    assert result["hr_at_10"] == pytest.approx(expected["hr_at_10"], abs=0.01)
+    np.testing.assert_allclose(remote.losses, local.losses, rtol=1e-3)
