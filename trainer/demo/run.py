@@ -32,8 +32,16 @@ from trainer.sources.world import WorldSpec
 NUM_SHARDS = 2
 WORLD: dict[str, Any] = {"users": 2000, "items": 400, "topics": 40, "session_events": 12.0, "lifetime_events": 60_000}
 """Small enough to be learnt in a minute, and changing all the time: an item is born every 150 events."""
-TRAINER_CONFIG = "[run]\nthreads = 1\ncut_interval_s = 5.0\nreport_interval_s = 0.5\n"
-"""One thread: five processes share the machine, and threads that wait for each other there lose more than they win."""
+TRAINER_CONFIG = """\
+[run]
+threads = 1
+cut_interval_s = 5.0
+report_interval_s = 0.5
+[train]
+dense_lr = 0.0002
+"""
+"""One thread: five processes share the machine, and threads that wait for each other there lose more than they win.
+A small learning rate: a trainer that is not behind learns in many small batches."""
 ITEM_TABLE = "items"
 TICK_S = 0.1
 TRIAL = "import embedstore.client, trainer.online, trainer.stream, trainer.sources.synthetic"
@@ -292,7 +300,9 @@ class _Demo:
 def _trial_start_s() -> float:
     """How long the trainer's imports take on this machine, after which they are in the page cache too."""
     begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", TRIAL], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DemoError(f"the trainer cannot be imported:\n{done.stderr.strip()}")
     return time.monotonic() - begin
 
 
