@@ -68,6 +68,13 @@ struct WriteScratch {
   Scratch<float> sum;
 };
 
+// Where the chunks of one table get their memory.
+struct Pools {
+  explicit Pools(size_t slab_bytes) noexcept : slabs(slab_bytes) {}
+  SlabPool slabs;
+  BuddyPool buckets;
+};
+
 struct Cursor {
   uint64_t incarnation = 0;
   uint64_t version = 0;
@@ -77,7 +84,7 @@ class Chunk {
  public:
   // What a full delta replaces, in one swap.
   struct Contents {
-    Contents(const RowLayout& layout, SlabPool& pool) noexcept : rows(layout, pool) {}
+    Contents(const RowLayout& layout, Pools& pools) noexcept : rows(layout, pools.slabs), index(&pools.buckets) {}
     void swap(Contents& other) noexcept;
 
     Rows rows;
@@ -85,8 +92,8 @@ class Chunk {
     Tombstones tombstones;
   };
 
-  Chunk(const ChunkConfig& config, const RowLayout& layout, SlabPool& pool) noexcept
-      : config_(config), contents_(layout, pool) {}
+  Chunk(const ChunkConfig& config, const RowLayout& layout, Pools& pools) noexcept
+      : config_(config), contents_(layout, pools) {}
 
   mutable std::shared_mutex mutex;
 

@@ -17,11 +17,20 @@ constexpr size_t kSearchMax = 400;
 
 }  // namespace
 
-void Index::FreeBuckets::operator()(Bucket* buckets) const noexcept {
-  ::operator delete(buckets, std::align_val_t{alignof(Bucket)});
+Index::~Index() {
+  if (buckets_ == nullptr) return;
+  const size_t bytes = num_buckets() * sizeof(Bucket);
+  if (pool_ == nullptr || bytes < BuddyPool::kBlockBytesMin) {
+    ::operator delete(buckets_, std::align_val_t{alignof(Bucket)});
+  } else if (bytes <= BuddyPool::kBlockBytesMax) {
+    pool_->release(buckets_, bytes);
+  } else {
+    unmap_huge(buckets_, bytes);
+  }
 }
 
 void Index::swap(Index& other) noexcept {
+  std::swap(pool_, other.pool_);
   std::swap(buckets_, other.buckets_);
   std::swap(mask_, other.mask_);
   std::swap(size_, other.size_);
@@ -30,9 +39,13 @@ void Index::swap(Index& other) noexcept {
 
 void Index::allocate(size_t buckets) {
   if (buckets > kBucketsMax) throw std::bad_alloc();
-  void* memory = ::operator new(buckets * sizeof(Bucket), std::align_val_t{alignof(Bucket)});
-  std::memset(memory, 0, buckets * sizeof(Bucket));
-  buckets_.reset(static_cast<Bucket*>(memory));
+  const size_t bytes = buckets * sizeof(Bucket);
+  void* memory = pool_ == nullptr || bytes < BuddyPool::kBlockBytesMin
+                     ? ::operator new(bytes, std::align_val_t{alignof(Bucket)})
+                 : bytes <= BuddyPool::kBlockBytesMax ? pool_->allocate(bytes)
+                                                      : map_huge(bytes);
+  std::memset(memory, 0, bytes);
+  buckets_ = static_cast<Bucket*>(memory);
   mask_ = static_cast<uint32_t>(buckets - 1);
 }
 
@@ -43,7 +56,7 @@ void Index::reserve(size_t more, const RowHashes& rows) {
 }
 
 void Index::rebuild(size_t buckets, const RowHashes& rows) {
-  Index larger;
+  Index larger(pool_);
   larger.allocate(buckets);
   const bool known = buckets <= 0x10000;
   for (size_t b = 0; b < num_buckets(); ++b) {

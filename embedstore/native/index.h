@@ -16,8 +16,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
+#include "native/buddy_pool.h"
 #include "native/flat_map.h"
 #include "native/hash.h"
 
@@ -89,7 +89,9 @@ struct RowHashes {
 
 class Index {
  public:
-  Index() = default;
+  // Without a pool the buckets come from operator new.
+  explicit Index(BuddyPool* pool = nullptr) noexcept : pool_(pool) {}
+  ~Index();
   Index(Index&& other) noexcept { swap(other); }
   Index& operator=(Index&& other) noexcept {
     Index taken(std::move(other));
@@ -140,10 +142,6 @@ class Index {
   void erase(uint64_t hash, uint32_t row) noexcept;
 
  private:
-  struct FreeBuckets {
-    void operator()(Bucket* buckets) const noexcept;
-  };
-
   size_t num_buckets() const noexcept { return buckets_ ? size_t{mask_} + 1 : 0; }
   uint32_t candidate_in(uint32_t bucket, uint64_t hash) const noexcept {
     if (!buckets_) return kNoRow;
@@ -159,7 +157,8 @@ class Index {
   bool put(uint32_t bucket, uint16_t tag, uint16_t home, uint32_t row) noexcept;
   bool displace(uint32_t first, uint32_t second, uint32_t* freed) noexcept;
 
-  std::unique_ptr<Bucket[], FreeBuckets> buckets_;
+  BuddyPool* pool_ = nullptr;
+  Bucket* buckets_ = nullptr;
   uint32_t mask_ = 0;
   size_t size_ = 0;
   FlatMap stash_;  // by hash, which is a bijection of the id; value: row + 1

@@ -1,43 +1,17 @@
 #include "native/slab_pool.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cstdint>
-#include <new>
+#include "native/huge_pages.h"
 
 namespace embedstore {
-namespace {
-
-constexpr size_t kHugePageBytes = size_t{2} << 20;
-
-// Maps `bytes` aligned to a huge page: maps more, and gives the ends back.
-void* map_aligned(size_t bytes) {
-  const size_t mapped = bytes + kHugePageBytes;
-  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (raw == MAP_FAILED) throw std::bad_alloc();
-  const auto start = reinterpret_cast<uintptr_t>(raw);
-  const uintptr_t aligned = (start + kHugePageBytes - 1) & ~(kHugePageBytes - 1);
-  if (aligned > start) munmap(raw, aligned - start);
-  const size_t behind = start + mapped - (aligned + bytes);
-  if (behind > 0) munmap(reinterpret_cast<void*>(aligned + bytes), behind);
-#ifdef MADV_HUGEPAGE
-  madvise(reinterpret_cast<void*>(aligned), bytes, MADV_HUGEPAGE);
-#endif
-  return reinterpret_cast<void*>(aligned);
-}
-
-}  // namespace
-
 SlabPool::~SlabPool() {
-  for (void* region : regions_) munmap(region, kRegionBytes);
+  for (void* region : regions_) unmap_huge(region, kRegionBytes);
 }
 
 void SlabPool::add_region() {
   const size_t slabs = kRegionBytes / slab_bytes_;
   regions_.reserve(regions_.size() + 1);
   free_.reserve((regions_.size() + 1) * slabs);
-  next_ = static_cast<std::byte*>(map_aligned(kRegionBytes));
+  next_ = static_cast<std::byte*>(map_huge(kRegionBytes));
   regions_.push_back(next_);
   left_ = slabs;
 }
@@ -57,10 +31,7 @@ void* SlabPool::allocate() {
 }
 
 void SlabPool::release(void* slab) noexcept {
-  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(slab) + page - 1) & ~(page - 1);
-  const auto end = (reinterpret_cast<uintptr_t>(slab) + slab_bytes_) & ~(page - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  discard_pages(slab, slab_bytes_);
   const std::lock_guard lock(mutex_);
   free_.push_back(slab);
 }

@@ -143,7 +143,7 @@ class Table {
   const TableConfig config_;
   const RowLayout layout_;
   const unsigned chunk_bits_;
-  SlabPool pool_;
+  Pools pools_;
   std::vector<std::unique_ptr<Chunk>> chunks_;
   std::array<std::mutex, 16> stream_locks_;
   std::mutex recent_mutex_;

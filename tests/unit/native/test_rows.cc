@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "check.h"
+#include "native/buddy_pool.h"
 #include "native/rows.h"
 
 using namespace embedstore;
@@ -89,4 +90,36 @@ TEST(slabs_are_shared_given_back_and_used_again) {
   std::sort(slabs.begin(), slabs.end());
   std::sort(again.begin(), again.end());
   CHECK(slabs == again);
+}
+
+TEST(buddy_blocks_never_overlap_and_everything_goes_back) {
+  Random random{15};
+  BuddyPool pool;
+  struct Block {
+    uint64_t* memory;
+    size_t bytes;
+    uint64_t mark;
+  };
+  std::vector<Block> blocks;
+  const auto check_and_release = [&](size_t i) {
+    const Block block = blocks[i];
+    CHECK(block.memory[0] == block.mark && block.memory[block.bytes / 8 - 1] == block.mark);
+    pool.release(block.memory, block.bytes);
+    blocks[i] = blocks.back();
+    blocks.pop_back();
+  };
+  for (uint64_t i = 0; i < 20000; ++i) {
+    if (blocks.size() > 60 || (random.below(2) == 0 && !blocks.empty())) {
+      check_and_release(random.below(blocks.size()));
+      continue;
+    }
+    const size_t bytes = BuddyPool::kBlockBytesMin << random.below(9);
+    auto* memory = static_cast<uint64_t*>(pool.allocate(bytes));
+    CHECK(reinterpret_cast<uintptr_t>(memory) % bytes == 0);
+    memory[0] = memory[bytes / 8 - 1] = i;
+    blocks.push_back({memory, bytes, i});
+  }
+  CHECK(pool.num_regions() > 0);
+  while (!blocks.empty()) check_and_release(blocks.size() - 1);
+  CHECK(pool.num_regions() == 0);
 }
