@@ -30,7 +30,7 @@ class ModelSettings(_Section):
     layers: Annotated[int, Field(ge=1, le=64)] = 2
     heads: Annotated[int, Field(ge=1, le=64)] = 2
     length: Annotated[int, Field(ge=1, le=1024)] = 6
-    temperature: Positive = 0.3
+    temperature: Positive = 0.1
     half_lives_s: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=16)] = (600.0, 3600.0, 21600.0)
 
 
@@ -45,7 +45,7 @@ class TrainSettings(_Section):
     batch_events: Annotated[int, Field(ge=1, le=65536)] = 128
     head_negatives: Annotated[int, Field(ge=0, le=1 << 20)] = 300
     tail_negatives: Annotated[int, Field(ge=0, le=1 << 20)] = 200
-    dense_lr: Positive = 1e-3
+    dense_lr: Positive = 4e-4
     scalar_lr: Positive = 1e-2
     share_half_life: Annotated[int, Field(ge=0)] = 1
     positive_actions: tuple[str, ...] = ()
