@@ -173,6 +173,10 @@ class ModelTable:
         members: list[dict[int, list[int]]] = [{} for _ in self.chunks]
         for at, key in enumerate(keys):
             members[chunk_of(key, self.spec.num_chunks)].setdefault(key, []).append(at)
+        for chunk in self.chunks:
+            for origin in origins:
+                if origin.stream not in chunk.watermarks:
+                    raise UnknownStreamError(origin.stream)
         taking = [
             (chunk, group)
             for chunk, group in zip(self.chunks, members, strict=True)
@@ -186,9 +190,6 @@ class ModelTable:
         return taking
 
     def _takes(self, chunk: ModelChunk, origins: Sequence[Origin]) -> bool:
-        for origin in origins:
-            if origin.stream not in chunk.watermarks:
-                raise UnknownStreamError(origin.stream)
         if origins and all(origin.end <= chunk.watermarks[origin.stream] for origin in origins):
             return False
         if any(origin.begin != chunk.watermarks[origin.stream] for origin in origins):

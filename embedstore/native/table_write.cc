@@ -77,24 +77,23 @@ EventTimes Table::limited(const int64_t* each, size_t count, int64_t all, int64_
   return times;
 }
 
+// A stream that any chunk does not know comes before a gap: no replay can mend it.
 Status Table::check_origins(const std::vector<Origin>& origins, OriginPlan& plan) const {
   if (origins.empty()) return {};
   Watermarks last;
+  bool gap = false;
   for (const auto& chunk : chunks_) {
     {
       const std::shared_lock lock(chunk->mutex);
       if (chunk->watermarks == last) continue;
       last = chunk->watermarks;
     }
-    switch (plan.meet(last).decision) {
-      case OriginPlan::Decision::kGap:
-        return {Code::kGap, "origins", "do not continue the watermarks"};
-      case OriginPlan::Decision::kUnknownStream:
-        return {Code::kUnknownStream, plan.unknown_stream(), "is not open"};
-      default:
-        break;
-    }
+    const OriginPlan::Decision decision = plan.meet(last).decision;
+    if (decision == OriginPlan::Decision::kUnknownStream)
+      return {Code::kUnknownStream, plan.unknown_stream(), "is not open"};
+    gap |= decision == OriginPlan::Decision::kGap;
   }
+  if (gap) return {Code::kGap, "origins", "do not continue the watermarks"};
   return {};
 }
 
