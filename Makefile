@@ -1,6 +1,7 @@
 # Each target installs what it needs when it is missing; a second call finds everything in place.
 #   make demo [SECONDS=60] [KAFKA=1] [ARGS=...]   a minute of learning from a live stream, with a report
 #   make test [ARGS=...] [SEED=n]                 the whole test suite
+#   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
 #   make lint                                     style, types, generated code
 #   make bench [ARGS="pull push insert remote"]   every figure beside its reference
 #   make build | protos | stubs | clean           native module | generated code | its type stubs | remove what was built
@@ -8,7 +9,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench build protos stubs clean
+.PHONY: demo test sanitize lint bench build protos stubs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -55,6 +56,10 @@ demo: $(STAMP)/native $(if $(KAFKA),$(STAMP)/java)
 
 test: $(STAMP)/dev $(STAMP)/java
 	$(PY) -m pytest --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
+
+sanitize: $(STAMP)/tools
+	scripts/native-tests address,undefined
+	scripts/native-tests thread threads
 
 lint: $(STAMP)/dev
 	$(PY) -m ruff check .
