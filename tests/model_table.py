@@ -245,6 +245,8 @@ class ModelTable:
                 mine.watermarks = mine.watermarks | raised
                 mine.clock_ms = max(mine.clock_ms, theirs.clock_ms)
             return
+        if theirs.incarnation == mine.parent[0] and theirs.version <= mine.parent[1]:
+            return
         child = theirs.parent[0] == mine.incarnation and mine.version <= theirs.parent[1]
         continues = (theirs.incarnation == mine.incarnation or child) and (
             delta.from_version <= mine.version <= theirs.version

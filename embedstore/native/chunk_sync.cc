@@ -86,6 +86,7 @@ DeltaBytes Chunk::delta(uint32_t chunk, const Cursor& since, bool embeddings_onl
 Chunk::Verdict Chunk::judge(const DeltaView& delta) const noexcept {
   const DeltaHeader& h = delta.header();
   if (h.incarnation == incarnation && h.to_version <= version) return Verdict::kKnown;
+  if (h.incarnation == parent.incarnation && h.to_version <= parent.version) return Verdict::kKnown;
   if (delta.full()) return Verdict::kReplace;
   const bool same = h.incarnation == incarnation;
   const bool child = h.parent_incarnation != 0 && h.parent_incarnation == incarnation && version <= h.branch_version;

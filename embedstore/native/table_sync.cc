@@ -164,7 +164,7 @@ Status Table::apply(const uint8_t* data, size_t num_bytes, uint32_t& number, Cur
       chunk.watermarks = exact;
       break;
     case Chunk::Verdict::kKnown:
-      if (delta.header().to_version == chunk.version) {
+      if (delta.header().incarnation == chunk.incarnation && delta.header().to_version == chunk.version) {
         chunk.watermarks = raised(chunk.watermarks, delta.watermarks());
         chunk.advance_clock(delta.header().clock_ms);
       }

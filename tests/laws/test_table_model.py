@@ -142,7 +142,8 @@ class TableMachine(RuleBasedStateMachine):
         snapshot = model.snapshot(number, read.from_version)
         self.check_delta(data, snapshot, cursor, overflowed=self.overflowed[name][number])
         target_model.apply(snapshot)
-        assert target.apply(data) == (number, snapshot.state.incarnation, snapshot.state.version)
+        reached = target_model.chunks[number]
+        assert target.apply(data) == (number, reached.incarnation, reached.version)
         if name == "leader":
             self.overflowed["standby"][number] |= len(snapshot.state.tombstones) > TOMBSTONES_MAX
             self.sent.append((data, snapshot))
