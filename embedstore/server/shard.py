@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,14 @@ from embedstore.placement import check_shard
 from embedstore.server import admin, embedding
 from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
-from embedstore.server.interceptors import Guard
+from embedstore.server.interceptors import Guard, parse
 from embedstore.server.leader import FOLLOWERS_MAX, SyncServicer
 from embedstore.server.serving import Serving
 from embedstore.spec import TableSpec
 from embedstore.status import METADATA_BYTES_MAX, Topology
 from embedstore.store import LocalStore
 from embedstore.table_set import TableSet
-from embedstore.v1 import sync_pb2_grpc
+from embedstore.v1 import sync_pb2
 from embedstore.wire import MESSAGE_BYTES_MAX
 
 _native.tune_allocator()
@@ -42,6 +42,7 @@ log = logging.getLogger("embedstore.server")
 SYNC_SERVICE = "embedstore.v1.SyncService"
 SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
 EPOCH = 1
+CUT_OFF_S = 2.0
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two processes on one port would share its clients at random
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -137,7 +138,9 @@ class Shard:
         self._health.enter_graceful_shutdown()
         if self._sync is not None:
             self._sync.close()
-        self._server.stop(self.options.drain_s).wait()
+        # Not for ever: gRPC never lets go of a streaming call that sent several messages it could not read.
+        if not self._server.stop(self.options.drain_s).wait(self.options.drain_s + CUT_OFF_S):
+            log.warning("some requests could not be cut off")
         if self._background is not None:
             self._background.join()
         if self._store is not None:
@@ -157,9 +160,9 @@ class Shard:
             (
                 embedding.EmbeddingService(self._serving).handler(guard),
                 admin.AdminService(self._serving).handler(guard),
+                _WhenReady(self._serving, guard).handler(),
             )
         )
-        sync_pb2_grpc.add_SyncServiceServicer_to_server(_WhenReady(self._serving, guard), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
@@ -228,17 +231,23 @@ class Shard:
                 return
 
 
-class _WhenReady(sync_pb2_grpc.SyncServiceServicer):
+class _WhenReady:
     """Follow, once there is something to follow."""
 
     def __init__(self, serving: Serving, guard: Guard) -> None:
         self._serving = serving
         self._guard = guard
 
-    def Follow(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service, ready to be registered. Requests are read here, so that a malformed one is refused as any other
+        mistake."""
+        method = grpc.stream_stream_rpc_method_handler(self.follow, None, sync_pb2.FollowResponse.SerializeToString)
+        return grpc.method_handlers_generic_handler(SYNC_SERVICE, {"Follow": method})
+
+    def follow(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """See sync.proto."""
         try:
             sync = self._serving.sync()
         except UnavailableError as error:
             self._guard.refuse(error, context)
-        return sync.Follow(request_iterator, context)
+        return sync.Follow((parse(sync_pb2.FollowRequest, data) for data in requests), context)

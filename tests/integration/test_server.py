@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -299,6 +300,27 @@ def test_before_it_is_ready_only_topology_answers() -> None:
     refused(lambda: client.rows.Pull(store_pb2.PullRequest(), timeout=TIMEOUT_S), C.UNAVAILABLE, "UnavailableError")
     client.channel.close()
     server.stop()
+
+
+def test_calls_of_malformed_messages_do_not_keep_a_shard_from_stopping() -> None:
+    shard = Shard(ShardOptions("127.0.0.1:0", drain_s=0.1))
+    shard.start()
+    client = Client(shard)
+    for service, method, code in (
+        ("embedstore.v1.SyncService", "Follow", C.INVALID_ARGUMENT),
+        ("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo", C.INTERNAL),
+    ):
+        call: Any = client.channel.stream_stream(f"/{service}/{method}", None, None)
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call(iter([b"\xff\xff"] * 5), timeout=TIMEOUT_S))
+            status: Any = caught.value
+            assert status.code() is code
+    stopping = threading.Thread(target=shard.stop)
+    stopping.start()
+    stopping.join(TIMEOUT_S)
+    assert not stopping.is_alive()
+    client.channel.close()
 
 
 def test_a_bug_in_a_handler_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
