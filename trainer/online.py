@@ -27,6 +27,7 @@ from embedstore.errors import (
     StaleDenseSetError,
     StreamPositionError,
     UnavailableError,
+    UnknownStreamError,
 )
 from trainer.catalog import Catalog
 from trainer.history import HistoryStore
@@ -36,7 +37,7 @@ from trainer.positions import Replay, committable, replays
 from trainer.state import TrainerState
 
 if TYPE_CHECKING:
-    from embedstore.interface import DenseSet, Store
+    from embedstore.interface import DenseSet, Store, StreamState
     from trainer.config import Settings
     from trainer.events import EventBatch
     from trainer.history import Window
@@ -271,7 +272,7 @@ class Trainer:
         """Replay until all holders stand at the same positions, and go on from there."""
         for _ in range(LEVEL_ATTEMPTS_MAX):
             self.catalog.mark_stale()
-            states = self._persist(self.store.watermarks)
+            states = self._states()
             self._pushed_to = {stream: max(state.watermarks, default=state.applied) for stream, state in states.items()}
             self._level_to = {stream: state.applied for stream, state in states.items()}
             plan = replays(states, self.positions, self.dense_positions, self.positions)
@@ -284,6 +285,13 @@ class Trainer:
             except GapError as gap:
                 log.warning("%s; reading again", gap)
         raise RuntimeError(f"the store refused {LEVEL_ATTEMPTS_MAX} replays in a row")
+
+    def _states(self) -> Mapping[str, StreamState]:
+        """Where the store's streams stand; UnknownStreamError when it has forgotten one (shards without a disk)."""
+        states = self._persist(self.store.watermarks)
+        for stream in self.positions.keys() - states.keys():
+            raise UnknownStreamError(stream)
+        return states
 
     def _check_ends(self, plan: list[Replay]) -> None:
         ends = self.source.log_ends()
@@ -339,8 +347,7 @@ class Trainer:
         """Make the store durable where that is ours to do, write the cut, publish the dense weights, commit."""
         if self._durable_store:
             self.store.checkpoint()
-        if self._state_dir is not None:
-            self.state.save(self._state_dir, self.positions)
+        self._save()
         try:
             self.store.put_dense(self.settings.run.dense_set, self.learner.dense(), self.dense_positions)
             states = self.store.watermarks()
@@ -354,16 +361,34 @@ class Trainer:
         self.source.commit(done)
         self.history.commit(done)
 
+    def _save(self) -> None:
+        if self._state_dir is not None:
+            self.state.save(self._state_dir, self.positions)
+
     def _finish(self) -> None:
-        """The last cut. A stream is left only when every shard has made it durable."""
+        """The last cut. A stream is left only when every shard has made it durable; who was told to stop while a shard
+        is away, or lacks something, leaves that to the next start."""
         if not self._recovered:
             return
         try:
-            self.store.checkpoint()
-        except UnavailableError as problem:
-            log.warning("left without a last checkpoint: %s", problem)
-        self.cut()
+            self._settle()
+            self.cut()
+        except Stopped:
+            log.warning("left while the store was away or behind; the next start goes on from there")
+            self._save()
         self._on_report(self.report())
+
+    def _settle(self) -> None:
+        """Make durable all that was learnt, once more after a shard came back from an older checkpoint."""
+        for _ in range(LEVEL_ATTEMPTS_MAX):
+            # Asked first, because a checkpoint waits much longer for a shard that is away.
+            self._persist(self.store.watermarks)
+            self._persist(self.store.checkpoint)
+            states = self._states()
+            if all(states[stream].durable >= position for stream, position in self.positions.items()):
+                return
+            self._level()
+        raise RuntimeError(f"the store lost what it had made durable {LEVEL_ATTEMPTS_MAX} times in a row")
 
     def close(self) -> None:
         """Release the histories; the store and the source are the caller's."""

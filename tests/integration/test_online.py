@@ -9,17 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import Process, free_port
 from stores import STORE_FACTORIES
 
 import embedstore as es
 from embedstore.errors import StaleGenerationError, StreamPositionError, UnavailableError
+from embedstore.server.shard import Shard, ShardOptions
 from trainer.config import Settings, load_settings
+from trainer.cut import read_cut
 from trainer.events import EventBatch
 from trainer.history import Window
 from trainer.learner import Learner, Plan
@@ -424,6 +428,74 @@ def test_a_log_that_ends_before_the_watermark_is_refused(make_runs: Callable[...
     with pytest.raises(StreamPositionError):
         runs.train(store)
     store.close()
+
+
+def test_a_stream_is_left_only_when_the_store_has_all_of_it(settings: Settings, events: Path, tmp_path: Path) -> None:
+    """A shard that is killed after the last push and comes back from an older checkpoint gets what it lost."""
+    listen, data = f"127.0.0.1:{free_port()}", str(tmp_path / "shard")
+    serving = ("--listen", listen, "--shard", "0/1", "--data", data, "--checkpoint-interval-s", "3600")
+    shards = [Process(*serving)]
+    source = open_source(str(events))
+
+    class Ending:
+        """The source; when it ends, the shard is killed and started again."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(source, name)
+
+        def poll(self, *args: Any, **options: Any) -> EventBatch | None:
+            batch = source.poll(*args, **options)
+            if batch is None and len(shards) == 1:
+                shards[0].kill()
+                shards.append(Process(*serving))
+            return batch
+
+    store = es.connect(shards[0].address, retry_s=60.0)
+    try:
+        for spec in settings.table_specs():
+            store.create_table(spec)
+        trainer = Trainer(settings, store, Ending(), state_dir=tmp_path / "state", durable_store=False)
+        result = trainer.run()
+        trainer.close()
+        [state] = store.watermarks().values()
+        assert (state.applied, state.durable) == (EVENTS, EVENTS)
+        assert (result["events"], result["replayed_events"]) == (EVENTS, EVENTS)
+        assert store.stats().tables["items"].rows == ITEMS
+    finally:
+        store.close()
+        for shard in shards:
+            shard.__exit__(None, None, None)
+
+
+def test_told_to_stop_while_a_shard_is_away_it_leaves_with_its_own_state(
+    settings: Settings, events: Path, tmp_path: Path
+) -> None:
+    shard = Shard(ShardOptions("127.0.0.1:0", tables=settings.table_specs()))
+    shard.start()
+    store = es.connect(shard.address, timeout_s=1.0, retry_s=1.0)
+
+    def leave(wrapped: Wrapped, pushes: int) -> None:
+        if pushes == 5:
+            shard.stop()
+            trainer.stop()
+
+    trainer = Trainer(
+        settings,
+        Wrapped(store, leave),
+        open_source(str(events)),
+        state_dir=tmp_path,
+        durable_store=False,
+    )
+    started = time.monotonic()
+    result = trainer.run()
+    assert time.monotonic() - started < 30, "not as long as a checkpoint may take"
+    trainer.close()
+    store.close()
+    assert result["events"] == 4 * BATCH
+    assert list(result["positions"].values()) == [4 * BATCH]
+    cut = read_cut(tmp_path)
+    assert cut is not None
+    assert list(cut.positions.values()) == [4 * BATCH]
 
 
 def test_sigterm_ends_a_run_with_a_cut_and_the_next_one_finishes_it(settings: Settings, tmp_path: Path) -> None:
