@@ -5,6 +5,13 @@
 #include "native/hash.h"
 
 namespace embedstore {
+namespace {
+
+// The caller's array may be written to by another of its threads meanwhile. Then any of its values may be meant, but an
+// id that was hashed as one and stored as another would be in a place where it is not found again.
+uint64_t load_once(const uint64_t* id) noexcept { return __atomic_load_n(id, __ATOMIC_RELAXED); }
+
+}  // namespace
 
 void Partition::build(const uint64_t* ids, const uint64_t* hashes, size_t count, unsigned chunk_bits) {
   groups_.clear();
@@ -69,14 +76,15 @@ void Distinct::build(const uint64_t* ids, size_t count) {
   std::fill_n(slots, capacity, kEnd);
   for (size_t i = 0; i < count; ++i) {
     const auto at = static_cast<uint32_t>(i);
-    const uint64_t hash = mix64(ids[i]);
+    const uint64_t id = load_once(ids + i);
+    const uint64_t hash = mix64(id);
     size_t slot = hash & (capacity - 1);
-    while (slots[slot] != kEnd && ids_[slots[slot]] != ids[i]) slot = (slot + 1) & (capacity - 1);
+    while (slots[slot] != kEnd && ids_[slots[slot]] != id) slot = (slot + 1) & (capacity - 1);
     nexts_[i] = kEnd;
     if (slots[slot] == kEnd) {
       const auto u = static_cast<uint32_t>(size_++);
       slots[slot] = u;
-      ids_[u] = ids[i];
+      ids_[u] = id;
       hashes_[u] = hash;
       firsts_[u] = at;
       lasts_[u] = at;

@@ -139,3 +139,32 @@ def test_closing_lets_running_pushes_finish_and_keeps_them(tmp_path: Path) -> No
     run_all(push, push, push, close)
     with LocalStore(tmp_path / "store") as again:
         assert again.pull({"items": [1]})["items"][0, 0] == -len(answered)
+
+
+def test_ids_that_change_during_a_push_are_still_rows_that_are_found(tmp_path: Path) -> None:
+    """Whatever a caller's thread does to an array that is being pushed: no id gets two rows, none is in a wrong chunk,
+    and the checkpoint can be read."""
+    ids = np.arange(20_000, dtype=np.uint64)
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            ids[:] = ids[::-1] * np.uint64(3) % np.uint64(50_000)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    store = LocalStore(tmp_path, [COUNTED])
+    try:
+        for _ in range(100):
+            store.push({"items": (ids, ones(len(ids)))})
+    finally:
+        stop.set()
+        changing.join()
+    found = np.concatenate([piece for piece, _ in store.scan("items")])
+    assert len(np.unique(found)) == len(found)
+    assert store.contains("items", found).all()
+    store.close()
+    again = LocalStore(tmp_path)
+    assert again.corrupt_chunks() == 0
+    assert again.stats().tables["items"].rows == len(found)
+    again.close()
