@@ -18,5 +18,8 @@ def hash_ids(strings: Iterable[str]) -> np.ndarray:
     """
     if isinstance(strings, str | bytes):
         raise InvalidArgumentError("strings", "must be several texts, not one")
-    digests = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in strings])
+    try:
+        digests = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in strings])
+    except (AttributeError, TypeError, UnicodeEncodeError) as problem:
+        raise InvalidArgumentError("strings", f"must be texts: {problem}") from problem
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

@@ -47,7 +47,8 @@ class Rows:
     """What a pull with ``meta=True`` returns, in the order of the ids.
 
     ``embeddings`` float32 [n, dim]; ``found`` bool [n]; ``updates`` uint32 [n], pushes applied to the row;
-    ``first_seen_s`` and ``last_seen_s`` int64 [n], event time in unix seconds. Zero where not found.
+    ``first_seen_s`` and ``last_seen_s`` int64 [n], event time in unix seconds. Zero where not found;
+    the times also where no push told any.
     """
 
     embeddings: np.ndarray

@@ -227,6 +227,9 @@ class TableSpec:
     ``dim`` floats a row; ``on_miss`` is what a pull reads for an id without a row ("zeros", or "init": its initial
     value). ``num_chunks`` is a power of two and fixed for the table's life. ``ttl_s`` (seconds since last_seen),
     ``rows_max`` and ``bytes_max`` (None: no bound) and ``admission`` (None: every id) decide what may live in it.
+
+    This release serves SGD, Adagrad and Adam, without weight_decay and clip_norm, and Zeros, Constant and Uniform. A
+    store refuses all else, and admission, ttl_s, rows_max and bytes_max, with :class:`UnsupportedError`.
     """
 
     name: str
@@ -266,13 +269,15 @@ class TableSpec:
     def check_supported(self) -> None:
         """Raise :class:`UnsupportedError`, naming the field, for what this release cannot do yet."""
         if not isinstance(self.optimizer, SGD | Adagrad | Adam):
-            raise UnsupportedError("TableSpec.optimizer", f"{type(self.optimizer).__name__} is not supported yet")
+            problem = f"{type(self.optimizer).__name__} is not supported yet; SGD, Adagrad and Adam are"
+            raise UnsupportedError("TableSpec.optimizer", problem)
         if self.optimizer.weight_decay:
             raise UnsupportedError("TableSpec.optimizer.weight_decay", "is not supported yet")
         if self.optimizer.clip_norm is not None:
             raise UnsupportedError("TableSpec.optimizer.clip_norm", "is not supported yet")
         if not isinstance(self.init, Zeros | Constant | Uniform):
-            raise UnsupportedError("TableSpec.init", f"{type(self.init).__name__} is not supported yet")
+            problem = f"{type(self.init).__name__} is not supported yet; Zeros, Constant and Uniform are"
+            raise UnsupportedError("TableSpec.init", problem)
         for name in ("admission", "ttl_s", "rows_max", "bytes_max"):
             if getattr(self, name) is not None:
                 raise UnsupportedError(f"TableSpec.{name}", "is not supported yet")

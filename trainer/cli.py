@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -19,6 +21,21 @@ COMMANDS = {
 """Command -> the module whose ``app`` runs it, and what the overview says about it."""
 
 app = typer.Typer(help="Learn embeddings from a stream of activity.", no_args_is_help=True, add_completion=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"embedtrain {version('embedstore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def _runner(module: str) -> Callable[[typer.Context], None]:

@@ -132,6 +132,8 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     except ValidationError as problem:
         first = problem.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InvalidArgumentError(field, "there is no such setting") from problem
         raise InvalidArgumentError(field, f"{first['msg']}, not {first['input']!r}") from problem
     if settings.train.share_half_life >= len(settings.model.half_lives_s):
         raise InvalidArgumentError("train.share_half_life", "is past the end of model.half_lives_s")

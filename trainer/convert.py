@@ -16,6 +16,9 @@ app = typer.Typer(
     help="Turn a data set into an event file, sorted by event time.", no_args_is_help=True, add_completion=False
 )
 
+YEAR_MS = 365 * 24 * 3600 * 1000
+"""Seconds or minutes taken for milliseconds end before it."""
+
 Inputs = Annotated[list[Path], typer.Argument(help="Input files, read one after another.", metavar="IN...")]
 Out = Annotated[Path, typer.Option("--out", help="Event file to write: .jsonl, .csv or .parquet.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Write only the first N events in time order.")]
@@ -24,7 +27,10 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Write only th
 def _finish(converted: converters.Converted, inputs: list[Path], out: Path, limit: int | None) -> None:
     events, skipped = converted
     report = write_events(events, out, origin=str(inputs[0]), limit=limit, skipped=skipped)
-    Console(soft_wrap=True, highlight=False).print(f"{out}: {report}", markup=False)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{out}: {report}", markup=False)
+    if report.last_ms is not None and report.last_ms < YEAR_MS:
+        console.print("every event is in 1970: see --time-unit", markup=False)
 
 
 @app.command()
@@ -53,11 +59,16 @@ def columns(
     inputs: Inputs,
     out: Out,
     mapping: Annotated[
-        str, typer.Option("--map", help="EVENT_NAME=COLUMN,...: user_id, item_id, event_time and optionally others.")
+        str,
+        typer.Option(
+            "--map",
+            help="EVENT_NAME=COLUMN,...: user_id, item_id, event_time, action (or --action-value); if there are any, "
+            "surface, session_id, request_id.",
+        ),
     ],
     limit: Limit = None,
     time_unit: Annotated[str, typer.Option(help="Unit of event_time: s, ms, us, ns or iso.")] = "ms",
-    action_value: Annotated[str | None, typer.Option(help="The action of every event, without such a column.")] = None,
+    action_value: Annotated[str | None, typer.Option(help="The action of every event, instead of a column.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="CSV delimiter; default a comma, for .tsv a tab.")] = None,
     header: Annotated[str | None, typer.Option(help="Column names, for a CSV without a header line.")] = None,
 ) -> None:

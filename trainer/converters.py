@@ -221,12 +221,15 @@ def _id_number(text: str) -> int | None:
 
 
 def as_times_ms(column: pa.ChunkedArray, time_unit: str) -> pa.ChunkedArray:
-    """int64 milliseconds; null where the value is no time."""
+    """int64 milliseconds; null where the value is no time. :class:`InvalidArgumentError` where none of them is one."""
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp("ms", tz=column.type.tz), safe=False).cast(pa.int64())
     encoded = column.combine_chunks().dictionary_encode()
     parse = _parse_iso if time_unit == "iso" else _number_parser(TIME_UNITS_PER_S[time_unit])
-    values = [None if value is None else parse(value) for value in encoded.dictionary.to_pylist()]
+    texts = encoded.dictionary.to_pylist()
+    values = [None if value is None else parse(value) for value in texts]
+    if texts and all(value is None for value in values):
+        raise InvalidArgumentError("event_time", f"{texts[0]!r:.40} is no time in {time_unit}, nor is any other")
     return pa.chunked_array([pa.array(values, pa.int64()).take(encoded.indices)])
 
 

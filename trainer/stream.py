@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedstore.errors import InvalidArgumentError, StaleGenerationError
+from embedstore.errors import InvalidArgumentError, StaleGenerationError, TableExistsError
 
 if TYPE_CHECKING:
     from embedstore.interface import Store
@@ -28,14 +28,21 @@ REMOTE = "grpc://"
 
 @app.command()
 def stream(
-    events: Annotated[str, typer.Option(help="PATH, kafka://HOST:PORT/TOPIC or synthetic://?seed=1&events=100000")],
+    events: Annotated[
+        str,
+        typer.Option(
+            help=".parquet, .csv or .jsonl file, kafka://HOST:PORT/TOPIC or synthetic://?seed=1&events=100000"
+        ),
+    ],
     store: Annotated[str, typer.Option(help="directory of an embedded store, or grpc://HOST:PORT,HOST:PORT")],
-    config: Annotated[Path | None, typer.Option(help="settings, TOML")] = None,
+    config: Annotated[Path | None, typer.Option(help="settings, TOML; see docs/trainer.md")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    score_from: Annotated[str | None, typer.Option(help="event time of the first scored event, ISO 8601")] = None,
+    score_from: Annotated[
+        str | None, typer.Option(help="event time of the first scored event, ISO 8601; UTC if it has no zone")
+    ] = None,
     metrics: Annotated[Path | None, typer.Option(help="append a JSON line a second here")] = None,
     summary: Annotated[Path | None, typer.Option(help="write the final numbers here, JSON")] = None,
-    state: Annotated[Path | None, typer.Option(help="the trainer's own directory")] = None,
+    state: Annotated[Path | None, typer.Option(help="the trainer's own directory; see above")] = None,
     max_events: Annotated[int | None, typer.Option(min=1, help="stop after so many events")] = None,
     group: Annotated[str, typer.Option(help="Kafka group that offsets are committed for")] = "embedtrain",
     passes: Annotated[int, typer.Option(min=1, help="how often a file is read over")] = 1,
@@ -54,6 +61,7 @@ def stream(
     score_from_ms = _parse_time(score_from)
     _check_device(device)
     logging.basicConfig(level=logging.INFO, format="embedtrain: %(message)s", stream=sys.stderr)
+    logging.getLogger("kafka").setLevel(logging.WARNING)
     with ExitStack() as stack:
         source = open_source(events, passes=passes, group=group)
         stack.callback(source.close)
@@ -88,7 +96,10 @@ def _open_store(where: str, settings: Settings) -> Store:
     if not where.startswith(REMOTE):
         if "://" in where:
             raise InvalidArgumentError("store", f"{where!r} is neither a path nor {REMOTE}HOST:PORT[,HOST:PORT]")
-        return embedstore.open(where, tables=settings.table_specs())
+        try:
+            return embedstore.open(where, tables=settings.table_specs())
+        except TableExistsError as problem:
+            raise InvalidArgumentError("store", f"{where}: {problem} than [model] and [tables] ask for") from problem
     store: Store = embedstore.connect(where.removeprefix(REMOTE))
     known = store.tables()
     for spec in settings.table_specs():
@@ -195,7 +206,10 @@ def _number(value: float | None) -> str:
 
 
 def _print_result(result: dict[str, Any]) -> None:
+    now = f", {result['events_per_s']:,.0f}/s"
+    if result["run_events"] < result["events"]:
+        now = f", {result['run_events']:,} of them now" + (now if result["run_events"] else "")
     typer.echo(
-        f"{result['events']:,} events, {result['events_per_s']:,.0f}/s; {result['tests']:,} tests, "
+        f"{result['events']:,} events{now}; {result['tests']:,} tests, "
         f"HR@10 {_number(result['hr_at_10'])}, MRR@10 {_number(result['mrr_at_10'])}; {result['rows']:,} item rows"
     )

@@ -89,7 +89,8 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> ServeSetting
         return _WithFile(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidArgumentError(".".join(map(str, first["loc"][:1])), first["msg"]) from error
+        problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidArgumentError(".".join(map(str, first["loc"][:1])), problem) from error
 
 
 def _addresses(text: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="host:port to serve on; port 0 takes a free one.")] = None,
     shard: Annotated[str | None, typer.Option(help='Which shard this is: "i/n".')] = None,
     data: Annotated[Path | None, typer.Option(help="Directory of the checkpoints; without one: memory only.")] = None,
-    tables: Annotated[Path | None, typer.Option(help="TOML file of tables to have: [tables.NAME] sections.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="TOML file of tables to have: \\[tables.NAME] sections.")] = None,
     peers: Annotated[str | None, typer.Option(help="Addresses of all shards in order: host:port,host:port.")] = None,
     follow: Annotated[str | None, typer.Option(help="Be a read-only follower of these shards.")] = None,
     checkpoint_interval_s: Annotated[float | None, typer.Option(help="Seconds between checkpoints (5).")] = None,

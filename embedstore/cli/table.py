@@ -28,7 +28,7 @@ def list_tables(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, tim
 
 @app.command()
 def create(
-    file: Annotated[Path, typer.Argument(help="TOML file with a section [tables.NAME] a table.")],
+    file: Annotated[Path, typer.Argument(help="TOML file, a section \\[tables.NAME] for each table.")],
     servers: Servers = SERVERS_DEFAULT,
     as_json: AsJson = False,
     timeout_s: TimeoutS = 10.0,

@@ -156,3 +156,20 @@ def test_a_missing_input_and_an_unknown_suffix_are_named(tmp_path: Path) -> None
         read_movielens([tmp_path / "none.csv"])
     with pytest.raises(InvalidArgumentError, match=r"must end in one of .jsonl"):
         convert("movielens", "x", "--out", str(tmp_path / "out.txt"))
+
+
+@pytest.mark.parametrize(("column", "unit"), [("what", "s"), ("when", "iso")])
+def test_a_column_without_any_time_is_refused(tmp_path: Path, column: str, unit: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("u,i,what,when\n1,2,view,1700000000\n")
+    with pytest.raises(InvalidArgumentError, match=f"event_time.* is no time in {unit}"):
+        read_columns([path], {"user_id": "u", "item_id": "i", "event_time": column}, time_unit=unit, action_value="a")
+
+
+def test_seconds_taken_for_milliseconds_are_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("u,i,t\n1,2,1700000000\n")
+    arguments = ("columns", str(path), "--map", "user_id=u,item_id=i,event_time=t", "--action-value", "a")
+    out = ("--out", str(tmp_path / "out.csv"))
+    assert "--time-unit" in convert(*arguments, *out)
+    assert "--time-unit" not in convert(*arguments, "--time-unit", "s", *out)

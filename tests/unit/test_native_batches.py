@@ -70,5 +70,6 @@ def test_text_ids_are_fixed_for_all_time() -> None:
     assert hash_ids(["", "a", "ü"]).tolist() == [0xB4B2797457A0A6E4, 0x2F42665B399EF840, 0x372F39C1F59DF155]
     assert hash_ids([]).shape == (0,)
     assert len(set(hash_ids([f"user-{i}" for i in range(10_000)]).tolist())) == 10_000
-    with pytest.raises(InvalidArgumentError):
-        hash_ids("one text")
+    for bad in ("one text", [1, 2], ["\ud800"], 3):
+        with pytest.raises(InvalidArgumentError, match="strings"):
+            hash_ids(bad)  # type: ignore[arg-type]

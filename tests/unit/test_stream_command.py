@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import embedstore as es
 from embedstore.errors import InvalidArgumentError
 from trainer.stream import app
 
@@ -53,3 +54,19 @@ def test_a_tiny_file_leaves_a_summary_a_metrics_file_and_a_cut_beside_the_store(
 def test_times_without_a_zone_are_utc_and_only_later_events_are_scored(tmp_path: Path) -> None:
     run(tmp_path, "--score-from", "2023-11-15", "--summary", str(tmp_path / "s.json"))
     assert json.loads((tmp_path / "s.json").read_text())["tests"] == 0
+
+
+def test_a_second_run_says_what_was_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, told in (
+        (("--max-events", "2"), "2 events, "),
+        ((), "5 events, 3 of them now, "),
+        ((), "0 of them now;"),
+    ):
+        run(tmp_path, *options)
+        assert told in capsys.readouterr().out
+
+
+def test_tables_of_another_shape_are_refused(tmp_path: Path) -> None:
+    es.open(tmp_path / "store", tables=[es.TableSpec("items", dim=8)]).close()
+    with pytest.raises(InvalidArgumentError, match=r"store: .*'items' exists with another dim than \[model\]"):
+        run(tmp_path)

@@ -25,6 +25,13 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str], mo
     assert all(command in overview for command in cli.COMMANDS)
 
 
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["embedtrain", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out.startswith("embedtrain 0.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

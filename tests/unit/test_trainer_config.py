@@ -45,3 +45,9 @@ def test_a_bad_setting_is_refused_by_name(tmp_path: Path, text: str, field: str)
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="config"):
         load_settings(tmp_path / "none.toml")
+
+
+def test_a_misspelt_setting_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[model]\ndims = 64\n")
+    with pytest.raises(InvalidArgumentError, match=r"model.dims: there is no such setting"):
+        load_settings(tmp_path / "c.toml")
