@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import crc32c
 import numpy as np
 
-from embedstore.errors import CorruptCheckpointError
+from embedstore.errors import CheckpointFailedError, CorruptCheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,11 +42,19 @@ class Cut:
 
 
 def write_cut(directory: Path, cut: Cut) -> None:
-    """Replace the directory's cut; when this returns, the disk has the new one."""
+    """Replace the directory's cut; when this returns, the disk has the new one. :class:`CheckpointFailedError` leaves
+    the old one."""
+    try:
+        _write(directory, encode_cut(cut))
+    except OSError as problem:
+        raise CheckpointFailedError(str(directory / FILE_NAME), str(problem)) from problem
+
+
+def _write(directory: Path, data: bytes) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f"{FILE_NAME}.tmp"
     with temporary.open("wb") as file:
-        file.write(encode_cut(cut))
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(directory / FILE_NAME)

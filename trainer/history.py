@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
-from embedstore.errors import CorruptCheckpointError, InvalidArgumentError
+from embedstore.errors import CorruptCheckpointError, InvalidArgumentError, StoreLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -290,9 +290,18 @@ class HistoryStore:
     def _open(self, path: Path) -> None:
         options = Options(raw_mode=True)
         options.create_if_missing(True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = Rdict(str(path), options)
-        meta = self._db.get(_META)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise InvalidArgumentError("state", str(problem)) from problem
+        try:
+            self._db = Rdict(str(path), options)
+            meta = self._db.get(_META)
+        except Exception as problem:
+            text = str(problem)
+            if "IO error" in text and "lock" in text.lower():
+                raise StoreLockedError(str(path)) from problem
+            raise CorruptCheckpointError(str(path), text) from problem
         if meta is None:
             return
         known = json.loads(meta)

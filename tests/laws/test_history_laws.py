@@ -9,9 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedstore.errors import CorruptCheckpointError, InvalidArgumentError, StoreLockedError
 from embedstore.interface import Origin
 from trainer.events import BATCH_DTYPES, EventBatch
 from trainer.history import HistoryStore, Window
@@ -192,3 +194,15 @@ def test_events_below_the_floor_are_looked_up_and_not_taken_in() -> None:
     history = HistoryStore(None, length=LENGTH, depth=DEPTH, users_max=64)
     history.extend(as_batch(log, 0, 6, "s"), {"s": 4})
     check(history.extend(as_batch([Event(1, 999, 0, 9999, "s", 90)], 90, 91, "s")), 0, [102])
+
+
+def test_histories_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+    history = HistoryStore(tmp_path / "histories", length=LENGTH)
+    with pytest.raises(StoreLockedError, match="histories"):
+        HistoryStore(tmp_path / "histories", length=LENGTH)
+    history.close()
+    (tmp_path / "histories" / "CURRENT").write_bytes(b"damaged")
+    with pytest.raises(CorruptCheckpointError, match="histories"):
+        HistoryStore(tmp_path / "histories", length=LENGTH)
+    with pytest.raises(InvalidArgumentError, match="state"):
+        HistoryStore(tmp_path / "histories" / "CURRENT" / "histories", length=LENGTH)

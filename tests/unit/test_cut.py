@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedstore.errors import CorruptCheckpointError
+from embedstore.errors import CheckpointFailedError, CorruptCheckpointError
 from embedstore.interface import StreamState
 from trainer.cut import Cut, decode_cut, encode_cut, read_cut, write_cut
 from trainer.positions import Replay, committable, replays
@@ -111,3 +111,9 @@ def test_a_replay_stops_at_every_holders_position() -> None:
 
 def test_what_is_committed_is_in_the_cut_and_on_every_shards_disk() -> None:
     assert committable({"s": 9, "t": 4}, {"s": state(6, 9), "t": state(4, 9)}) == {"s": 6, "t": 4}
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointFailedError, match=str(tmp_path / "file")):
+        write_cut(tmp_path / "file", a_cut(1))
