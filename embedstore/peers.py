@@ -211,6 +211,9 @@ class Peers:
                 if arrived or late or not _is_retried(error) or self._closed.wait(delay_s):
                     raise self._as_exception(Call(shard, method, request), error) from None
                 attempt += 1
+            except ValueError as error:  # as in _attempt
+                self.check_open()
+                raise EmbedstoreError(str(error)) from error
 
     def _as_exception(self, call: Call, error: Exception) -> Exception:
         outcome = self._error(call, error)

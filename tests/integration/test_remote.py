@@ -172,3 +172,10 @@ def test_a_server_that_answers_nonsense_is_not_the_callers_fault(answer: bytes) 
             with pytest.raises(es.EmbedstoreError, match=f"{address}: malformed answer"):
                 store.pull({"counted": [1, 2]}, meta=meta)
     server.stop(0).wait()
+
+
+def test_a_scan_that_meets_a_closed_channel_is_no_mistake_of_the_caller(store: RemoteStore) -> None:
+    pieces = store.scan("counted")
+    store.peers._peers[0].close()  # as far as another thread's close() may have come
+    with pytest.raises(es.EmbedstoreError, match="closed"):
+        list(pieces)
