@@ -60,6 +60,15 @@ def test_the_page_loads_nothing_and_every_tag_closes() -> None:
     assert "http" not in page and "url(" not in page
 
 
+def test_the_page_explains_its_lines_and_shows_words_without_quotes() -> None:
+    run = a_run()
+    assert "true tastes" not in report.render(run)
+    run.ideal = [(1.0, 0.9), (2.0, 0.9)]
+    page = report.render(run)
+    assert page.count("nowing the true tastes") >= 2
+    assert "<td>synthetic</td>" in page and "&quot;synthetic" not in page
+
+
 def test_the_page_of_a_run_that_measured_nothing_is_still_a_page() -> None:
     parse(report.render(DemoResult("kafka", 500.0, 2)))
 

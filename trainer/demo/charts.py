@@ -178,7 +178,10 @@ def _legend(series: Sequence[Series]) -> str:
     x, y = float(LEFT), TOP - 18
     for one in series:
         dash = " dash" if one.kind == "dash" else ""
-        parts.append(f'<line class="line{dash} c{one.color}" x1="{x:.0f}" x2="{x + 20:.0f}" y1="{y}" y2="{y}"/>')
+        if one.kind == "points":
+            parts.append(f'<circle class="point c{one.color}" cx="{x + 10:.0f}" cy="{y}" r="3"/>')
+        else:
+            parts.append(f'<line class="line{dash} c{one.color}" x1="{x:.0f}" x2="{x + 20:.0f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{x + 26:.0f}" y="{y + 4}">{html.escape(one.name)}</text>')
         x += 44 + 6.6 * len(one.name)
     return "".join(parts) if len(series) > 1 else ""

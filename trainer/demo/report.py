@@ -23,7 +23,7 @@ _PAGE_STYLE = (
 body{background:var(--bg);color:var(--text);font:15px/1.5 system-ui,sans-serif;max-width:820px;margin:32px auto;
 padding:0 20px}
 h1{font-size:24px;margin-bottom:4px}h2{font-size:17px;margin:36px 0 4px}p{margin:4px 0 12px;color:var(--text-soft)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:20px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));gap:10px;margin:20px 0}
 .card{background:var(--card);border-radius:8px;padding:12px 14px}.card b{display:block;font-size:22px}
 .card span{color:var(--text-soft);font-size:13px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
@@ -63,7 +63,7 @@ def _head(result: DemoResult) -> str:
 def _cards(result: DemoResult) -> str:
     values = [
         (_text(result.hr_at_10_last_window, 3), "HR@10, last window"),
-        (_text(result.popularity_hr_at_10, 3), "HR@10 of popularity"),
+        (_text(result.popularity_hr_at_10, 3), "HR@10 of popularity, whole run"),
         (_seconds(result.time_to_first_embedding_s(0.5)), "first embedding, p50"),
         (_seconds(result.time_to_first_embedding_s(0.99)), "first embedding, p99"),
         (f"{result.events_per_s:,.0f}", "events/s"),
@@ -81,11 +81,16 @@ def _score(result: DemoResult) -> str:
     points = [point for point in result.points if point.hr_at_10 is not None]
     series = [Series("the model", [p.time_s for p in points], [p.hr_at_10 or 0.0 for p in points])]
     series.append(Series("popularity", *_columns(result.popularity), color=1))
+    about = "Popularity ranks the most clicked items of the last minutes first."
     if result.ideal:
+        about += (
+            " Knowing the true tastes means ranking by the chances with which the synthetic world draws the next item: "
+            "no model can do better on average."
+        )
         series.append(Series("knowing the true tastes", *_columns(result.ideal), color=2, kind="dash"))
     return (
         "<h2>Score</h2><p>Each event is predicted before it is learnt: how often the next item is among the ten best "
-        "of all items known at that moment. Popularity ranks the most clicked items of the last minutes first.</p>"
+        f"of all items known at that moment. {about}</p>"
         + chart(series, x_label="seconds", y_label="HR@10", marks=_marks(result))
     )
 
@@ -101,7 +106,7 @@ def _freshness(result: DemoResult) -> str:
     p99 = result.time_to_first_embedding_s(0.99)
     return (
         "<h2>Time to first embedding</h2><p>From the first event of a new item until the serving follower, another "
-        f"process, returns its row: {len(sights):,} new items.</p>"
+        f"process, returns its row: {len(sights):,} new items. Median and p99 are over {WINDOW_S:.0f} seconds each.</p>"
         + chart(series, x_label="seconds", y_label="seconds to first embedding", marks=_marks(result))
         + histogram(
             waits, x_label="seconds to first embedding", y_label="new items", x_max=max((p99 or 1.0) * 1.25, 0.05)
@@ -136,8 +141,9 @@ def _kills(result: DemoResult) -> str:
 
 def _table(result: DemoResult) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(json.dumps(value))}</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>"
         for name, value in result.summary().items()
+        for text in [value if isinstance(value, str) else json.dumps(value)]
     )
     return f"<h2>All numbers</h2><table>{rows}</table>"
 
