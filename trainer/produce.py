@@ -171,7 +171,7 @@ def main(
     rate: Annotated[float | None, typer.Option(help="Events a second; default: as fast as it goes.")] = None,
     format: Annotated[Format, typer.Option(help="How events are written.")] = Format.protobuf,
     key: Annotated[Key, typer.Option(help="user: a user's events stay in one partition, in order.")] = Key.user,
-    partitions: Annotated[int | None, typer.Option(min=1, help="Create the topic with N partitions first.")] = None,
+    partitions: Annotated[int | None, typer.Option(min=1, help="Create the topic with N, if there is none.")] = None,
 ) -> None:
     """Send an event file to a Kafka topic."""
     set_aside = SetAside()
