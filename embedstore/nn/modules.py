@@ -124,8 +124,8 @@ class Embedding(TableModule):
     ``store``: any store; a gradient is kept only over one that can be pushed to, in train mode, with grad enabled.
     ``device`` and ``dtype`` (default float32) are those of the output and follow ``module.to(...)``; rows and their
     gradients are float32 always. The module has no parameters and nothing in its ``state_dict``: the rows live in the
-    store, and ``clip_grad_norm_`` does not see their gradients. ``copy.deepcopy`` gives a module over the same table;
-    pickling is refused.
+    store. So clip with ``clip_grad_norm_(optimizer.parameters(), ...)``, of the `Optimizer`, not of the model.
+    ``copy.deepcopy`` gives a module over the same table; pickling is refused.
 
     Raises TableNotFoundError.
     """
