@@ -302,7 +302,7 @@ class Table:
         grads = as_rows(grads, len(ids), self._spec.dim, self._label("grads"))
         if counts is not None:
             self._check_counts(np.asarray(counts), len(ids))
-        if lr is not None and not 0 <= lr < np.finfo(np.float32).max:
+        if lr is not None and not _is_learning_rate(lr):
             raise InvalidArgumentError(self._label("lr"), f"must be a finite number >= 0, not {lr!r}")
         each, time_ms = self._event_times(event_times_ms, len(ids))
         check_position("now_ms", now_ms)
@@ -331,6 +331,11 @@ class Table:
         if each.size and not (each.min() >= 0 and each.max() < 2**63):
             raise InvalidArgumentError(self._label("event_times_ms"), "must be in [0, 2**63)")
         return np.ascontiguousarray(each, dtype=np.int64), -1
+
+
+def _is_learning_rate(lr: Any) -> bool:
+    number = isinstance(lr, int | float | np.number) and not isinstance(lr, bool)
+    return number and bool(0 <= lr < np.finfo(np.float32).max)
 
 
 def _tuples(origins: Sequence[Origin]) -> list[tuple[str, int, int]]:

@@ -364,7 +364,7 @@ class ModelStore:
             if np.shape(push.event_times_ms) != ids.shape or (np.asarray(push.event_times_ms) < 0).any():
                 raise InvalidArgumentError(f"{name}.event_times_ms", "wrong shape or negative")
             times = np.asarray(push.event_times_ms).tolist()
-        if push.lr is not None and not (np.isfinite(push.lr) and push.lr >= 0):
+        if push.lr is not None and (type(push.lr) not in (int, float) or not 0 <= push.lr < np.inf):
             raise InvalidArgumentError(f"{name}.lr", "must be finite and >= 0")
         return TablePush(ids, grads, lr=push.lr), times
 

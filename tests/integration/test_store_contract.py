@@ -238,6 +238,8 @@ def bad_pushes() -> dict[str, tuple[Any, type[Exception], str]]:
         "negative time": (es.TablePush([1, 2], ones(2), event_times_ms=[1, -1]), invalid, "event_times_ms"),
         "nan lr": (es.TablePush([1], ones(1), lr=float("nan")), invalid, "lr"),
         "negative lr": (es.TablePush([1], ones(1), lr=-1.0), invalid, "lr"),
+        "text lr": (es.TablePush([1], ones(1), lr="0.1"), invalid, "lr"),  # type: ignore[arg-type]
+        "truth lr": (es.TablePush([1], ones(1), lr=True), invalid, "lr"),
     }
 
 
