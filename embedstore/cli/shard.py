@@ -10,6 +10,7 @@ import typer
 from embedstore import messages
 from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, show
 from embedstore.interface import StoreStats
+from embedstore.origins import is_client
 from embedstore.v1 import admin_pb2
 
 app = typer.Typer(help="Look at running shards and have them write checkpoints.", no_args_is_help=True)
@@ -37,7 +38,7 @@ def topology(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeou
 
 @app.command()
 def stats(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0) -> None:
-    """Rows, memory, checkpoints and followers, shard by shard; streams and leaders over all."""
+    """Rows, memory, checkpoints and followers, shard by shard; streams (not those of clients) and leaders over all."""
     request = admin_pb2.StatsRequest().SerializeToString()
     with connected(servers, timeout_s) as store:
         answers = [
@@ -50,6 +51,7 @@ def stats(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s
     streams = [
         {"stream": name, "applied": state.applied, "durable": state.durable, "generation": state.generation}
         for name, state in sorted(merged.streams.items())
+        if not is_client(name)
     ]
     leaders = [
         {"leader": leader.address, "connected": leader.connected, "age_s": leader.age_s, "deltas": leader.deltas}

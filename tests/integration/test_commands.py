@@ -91,3 +91,20 @@ def test_help_shows_brackets_and_the_version_is_told() -> None:
     assert "[tables.NAME]" in run("table", "create", "--help")
     assert "[tables.NAME]" in run("serve", "--help")
     assert run("--version").startswith("embedstore 0.")
+
+
+def test_a_follower_does_not_list_the_streams_of_clients(servers: str) -> None:
+    with es.connect(servers) as store:
+        store.create_table(es.TableSpec("items", dim=2, num_chunks=8))
+        store.open_stream("clicks", 0)
+        ids, grads = np.arange(9, dtype=np.uint64), np.ones((9, 2), np.float32)
+        store.push({"items": (ids, grads)})
+        store.push({"items": (ids, grads)}, origins=[es.Origin("clicks", 0, 9)])
+    follower = Shard(ShardOptions("127.0.0.1:0", follow=tuple(servers.split(","))))
+    follower.start()
+    try:
+        assert follower.wait_ready(10)
+        rows = lines("shard", "stats", "--servers", follower.address)
+    finally:
+        follower.stop()
+    assert [row["stream"] for row in rows if "stream" in row] == ["clicks"]
