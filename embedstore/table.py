@@ -169,9 +169,10 @@ class Table:
         """Apply gradients, float32 [n, dim]; gradients of equal ids are summed, and ids without a row get one.
 
         ``now_ms``: wall time, which bounds event times (plus a minute). ``counts``: occurrences an entry stands for.
-        ``event_times_ms``: one int, int64 [n], or None (last_seen becomes the chunk's clock). With ``origins``, each
-        chunk skips a repeat and applies a continuation; GapError or UnknownStreamError otherwise, before anything is
-        touched. ``validated``: the same arrays went through :meth:`validate_push`, so they are not checked again.
+        ``event_times_ms``: one int, int64 [n], or None (last_seen becomes the chunk's clock). A chunk's clock is the
+        largest event time of its own ids. With ``origins``, each chunk skips a repeat and applies a continuation;
+        GapError or UnknownStreamError otherwise, before anything is touched. ``validated``: the same arrays went
+        through :meth:`validate_push`, so they are not checked again.
         """
         ids, grads, arguments = self._push_arguments(ids, grads, now_ms, counts, event_times_ms, lr)
         self._native.push(ids, grads, **arguments, origins=_tuples(origins), validated=validated)

@@ -120,24 +120,25 @@ class ModelTable:
         *,
         now_ms: int,
         times_ms: Sequence[int] | None,
-        newest_ms: int | None,
         lr: float | None = None,
         origins: Sequence[Origin] = (),
     ) -> None:
-        """``times_ms``: one a key, or None; ``newest_ms``: the largest event time of the whole push, or None."""
+        """``times_ms``: one a key, or None."""
         lr = self.spec.optimizer.lr if lr is None else lr
         limit_ms = now_ms + FUTURE_TOLERANCE_MS
-        for chunk, members in self._begin(keys, origins, None if newest_ms is None else min(newest_ms, limit_ms)):
+        for chunk, members in self._begin(keys, origins):
+            clock_ms = chunk.clock_ms
             for key, occurrences in members.items():
                 gradient = grads[occurrences[0]].copy()
                 for at in occurrences[1:]:
                     gradient += grads[at]
                 if times_ms is None:
-                    seconds = [chunk.clock_ms // 1000]
+                    seen_ms = [clock_ms]
                 else:
-                    seconds = [min(times_ms[at], limit_ms) // 1000 for at in occurrences]
-                row = self._row(chunk, key, min(seconds))
-                row.last_seen_s = max(row.last_seen_s, *seconds)
+                    seen_ms = [min(times_ms[at], limit_ms) for at in occurrences]
+                row = self._row(chunk, key, min(seen_ms) // 1000)
+                row.last_seen_s = max(row.last_seen_s, max(seen_ms) // 1000)
+                chunk.clock_ms = max(chunk.clock_ms, *seen_ms)
                 row.updates += 1
                 self._learn(row, gradient, F(lr))
                 row.version = chunk.version
@@ -147,9 +148,10 @@ class ModelTable:
     ) -> None:
         limit_ms = now_ms + FUTURE_TOLERANCE_MS
         limited = None if time_ms is None else min(time_ms, limit_ms)
-        for chunk, members in self._begin(keys, origins, limited):
+        for chunk, members in self._begin(keys, origins):
             for key, occurrences in members.items():
                 seconds = (chunk.clock_ms if limited is None else limited) // 1000
+                chunk.clock_ms = max(chunk.clock_ms, limited or 0)
                 row = self._row(chunk, key, seconds)
                 row.last_seen_s = max(row.last_seen_s, seconds)
                 row.embedding = rows[occurrences[-1]].copy()
@@ -157,7 +159,7 @@ class ModelTable:
 
     def delete(self, keys: Sequence[int], *, origins: Sequence[Origin] = ()) -> int:
         removed = 0
-        for chunk, members in self._begin(keys, origins, None, changes=False):
+        for chunk, members in self._begin(keys, origins, changes=False):
             present = [key for key in members if key in chunk.rows]
             chunk.version += bool(present)
             for key in present:
@@ -167,7 +169,7 @@ class ModelTable:
         return removed
 
     def _begin(
-        self, keys: Sequence[int], origins: Sequence[Origin], newest_ms: int | None, *, changes: bool = True
+        self, keys: Sequence[int], origins: Sequence[Origin], *, changes: bool = True
     ) -> list[tuple[ModelChunk, dict[int, list[int]]]]:
         """Check the origins; then, for every chunk that takes part, move on and give its keys' occurrences."""
         members: list[dict[int, list[int]]] = [{} for _ in self.chunks]
@@ -185,8 +187,6 @@ class ModelTable:
         for chunk, group in taking:
             chunk.watermarks = chunk.watermarks | {origin.stream: origin.end for origin in origins}
             chunk.version += bool(group) and changes
-            if newest_ms is not None:
-                chunk.clock_ms = max(chunk.clock_ms, newest_ms)
         return taking
 
     def _takes(self, chunk: ModelChunk, origins: Sequence[Origin]) -> bool:

@@ -24,11 +24,6 @@ void first_see(RowHeader& header, uint32_t seconds) noexcept {
 
 }  // namespace
 
-uint32_t EventTimes::seconds(uint32_t i, int64_t clock_ms) const noexcept {
-  const int64_t given = each != nullptr ? each[i] : all;
-  return to_seconds(given == kNone ? clock_ms : std::min(given, limit_ms));
-}
-
 void Chunk::Contents::swap(Contents& other) noexcept {
   rows.swap(other.rows);
   std::swap(index, other.index);
@@ -81,38 +76,40 @@ size_t Chunk::push(const Items& items, const PushArgs& args, WriteScratch& scrat
   Rows& store = contents_.rows;
   const size_t row_bytes = sizeof(RowHeader) + sizeof(float) * (dim + config_.optimizer.state_floats(dim));
   store.set_newest(++version);
-  advance_clock(args.times.newest_ms);
+  int64_t newest_ms = clock_ms;
   for (size_t i = 0; i < std::min(kAhead, items.count); ++i) store.prefetch<1>(rows[i], row_bytes);
   for (size_t i = 0; i < items.count; ++i) {
     if (i + kAhead < items.count) store.prefetch<1>(rows[i + kAhead], row_bytes);
     const Distinct& distinct = *args.distinct;
     const uint32_t first = distinct.first(items.sources[i]);
     const float* gradient = args.gradients + size_t{first} * dim;
-    uint32_t earliest = args.times.seconds(first, clock_ms);
-    uint32_t latest = earliest;
+    int64_t earliest_ms = args.times.at(first, clock_ms);
+    int64_t latest_ms = earliest_ms;
     if (uint32_t at = distinct.next(first); at != Distinct::kEnd) {
       std::copy_n(gradient, dim, sum);
       for (; at != Distinct::kEnd; at = distinct.next(at)) {
         const float* more = args.gradients + size_t{at} * dim;
         for (uint32_t d = 0; d < dim; ++d) sum[d] += more[d];
-        earliest = std::min(earliest, args.times.seconds(at, clock_ms));
-        latest = std::max(latest, args.times.seconds(at, clock_ms));
+        earliest_ms = std::min(earliest_ms, args.times.at(at, clock_ms));
+        latest_ms = std::max(latest_ms, args.times.at(at, clock_ms));
       }
       gradient = sum;
     }
     const uint32_t row = rows[i];
     RowHeader& header = store.header(row);
     if (!store.in_use(row)) {
-      first_see(header, earliest);
+      first_see(header, to_seconds(earliest_ms));
       config_.init.fill(items.ids[i], store.embedding(row), dim);
       config_.optimizer.init_state(store.state(row), dim);
       contents_.tombstones.remove(items.ids[i]);
     }
-    see(header, latest);
+    see(header, to_seconds(latest_ms));
+    newest_ms = std::max(newest_ms, latest_ms);
     if (header.updates != std::numeric_limits<uint32_t>::max()) ++header.updates;
     config_.optimizer.apply(store.embedding(row), store.state(row), gradient, dim, args.lr, header.updates);
     store.set_version(row, version);
   }
+  advance_clock(newest_ms);
   return inserted;
 }
 
@@ -125,11 +122,11 @@ size_t Chunk::assign(const Items& items, const AssignArgs& args, WriteScratch& s
 
   Rows& store = contents_.rows;
   store.set_newest(++version);
-  advance_clock(args.times.newest_ms);
+  advance_clock(args.times.at(0, clock_ms));
   for (size_t i = 0; i < items.count; ++i) {
     const uint32_t row = rows[i];
     const uint32_t occurrence = args.last[items.sources[i]];
-    const uint32_t seconds = args.times.seconds(occurrence, clock_ms);
+    const uint32_t seconds = to_seconds(args.times.at(occurrence, clock_ms));
     if (!store.in_use(row)) {
       first_see(store.header(row), seconds);
       if (!config_.embeddings_only) config_.optimizer.init_state(store.state(row), dim);

@@ -5,6 +5,8 @@
 //
 // Invariants
 // - Every row in use is in the index under the hash of its id, and no two rows have the same id.
+// - The clock is the largest event time of the ids that were written here, so it does not depend on what else a batch
+//   held or on how many shards there are.
 // - `version` grows by one with each batch that changes a row; no row or tombstone has a larger one.
 // - A write either happens whole or, when memory runs out, not at all: it reserves first and changes then.
 #pragma once
@@ -43,10 +45,12 @@ struct EventTimes {
   const int64_t* each = nullptr;  // per occurrence, or null
   int64_t all = kNone;            // for every occurrence, unless `each`
   int64_t limit_ms = std::numeric_limits<int64_t>::max();
-  int64_t newest_ms = kNone;  // the largest of the batch, limited
 
-  // Seconds of occurrence i; the chunk's clock when the batch has no times.
-  uint32_t seconds(uint32_t i, int64_t clock_ms) const noexcept;
+  // Of occurrence i, limited; the chunk's clock when the batch has no times.
+  int64_t at(uint32_t i, int64_t clock_ms) const noexcept {
+    const int64_t given = each != nullptr ? each[i] : all;
+    return given == kNone ? clock_ms : given < limit_ms ? given : limit_ms;
+  }
 };
 
 struct PushArgs {

@@ -132,12 +132,12 @@ class Table {
   Status check_times(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const;
   Status check_delta(const DeltaView& delta) const;
   Watermarks shared_set(const WatermarkList& list);
-  EventTimes limited(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const noexcept;
+  EventTimes limited(const int64_t* each, int64_t all, int64_t now_ms) const noexcept;
   void pull_group(const Chunk& chunk, const Items& items, const PullTarget& target, uint64_t& missed) const;
 
   // Runs change(chunk, items) under the lock of each chunk that the write concerns, and moves its watermarks.
   template <class Change>
-  Status write(const Partition& partition, const std::vector<Origin>& origins, int64_t newest_ms, Change change);
+  Status write(const Partition& partition, const std::vector<Origin>& origins, Change change);
   Status check_origins(const std::vector<Origin>& origins, OriginPlan& plan) const;
 
   const TableConfig config_;

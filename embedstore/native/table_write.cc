@@ -65,15 +65,10 @@ Status Table::check_times(const int64_t* each, size_t count, int64_t all, int64_
   return {};
 }
 
-EventTimes Table::limited(const int64_t* each, size_t count, int64_t all, int64_t now_ms) const noexcept {
-  EventTimes times{each, all, EventTimes::kNone, all};
+EventTimes Table::limited(const int64_t* each, int64_t all, int64_t now_ms) const noexcept {
+  EventTimes times{each, all};
   times.limit_ms =
       now_ms > std::numeric_limits<int64_t>::max() - kFutureToleranceMs ? now_ms : now_ms + kFutureToleranceMs;
-  if (each != nullptr) {
-    times.newest_ms = EventTimes::kNone;
-    for (size_t i = 0; i < count; ++i) times.newest_ms = std::max(times.newest_ms, each[i]);
-  }
-  times.newest_ms = std::min(times.newest_ms, times.limit_ms);
   return times;
 }
 
@@ -98,7 +93,7 @@ Status Table::check_origins(const std::vector<Origin>& origins, OriginPlan& plan
 }
 
 template <class Change>
-Status Table::write(const Partition& partition, const std::vector<Origin>& origins, int64_t newest_ms, Change change) {
+Status Table::write(const Partition& partition, const std::vector<Origin>& origins, Change change) {
   if (Status s = check_owned(partition); !s.ok()) return s;
   if (Status s = check_origins_sane(origins); !s.ok()) return s;
   const StreamLocks streams(stream_locks_, origins);
@@ -115,10 +110,7 @@ Status Table::write(const Partition& partition, const std::vector<Origin>& origi
     if (entry.decision != OriginPlan::Decision::kApply)
       return {Code::kGap, "origins", "the chunk's watermarks changed meanwhile"};
     if (items.count != 0) change(chunk, items);
-    if (!origins.empty()) {
-      chunk.watermarks = entry.after;
-      chunk.advance_clock(newest_ms);
-    }
+    if (!origins.empty()) chunk.watermarks = entry.after;
     return {};
   };
   if (origins.empty()) {
@@ -154,9 +146,9 @@ Status Table::push(const PushRequest& r, const std::vector<Origin>& origins) try
   thread_local WriteScratch scratch;
   distinct.build(r.ids, r.count);
   partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
-  PushArgs args{&distinct, r.gradients, limited(r.event_times_ms, r.count, r.event_time_ms, r.now_ms),
+  PushArgs args{&distinct, r.gradients, limited(r.event_times_ms, r.event_time_ms, r.now_ms),
                 r.lr >= 0 ? r.lr : lr_.load(std::memory_order_relaxed)};
-  return write(partition, origins, args.times.newest_ms, [&](Chunk& chunk, const Items& items) {
+  return write(partition, origins, [&](Chunk& chunk, const Items& items) {
     inserted_rows_.fetch_add(chunk.push(items, args, scratch), std::memory_order_relaxed);
     pushed_rows_.fetch_add(items.count, std::memory_order_relaxed);
   });
@@ -175,8 +167,8 @@ Status Table::assign(const AssignRequest& r, const std::vector<Origin>& origins)
   last.sized(distinct.size());
   for (size_t i = 0; i < r.count; ++i) last[distinct.distinct_of(static_cast<uint32_t>(i))] = static_cast<uint32_t>(i);
   partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
-  const AssignArgs args{last.data(), r.rows, limited(nullptr, r.count, r.event_time_ms, r.now_ms)};
-  return write(partition, origins, args.times.newest_ms, [&](Chunk& chunk, const Items& items) {
+  const AssignArgs args{last.data(), r.rows, limited(nullptr, r.event_time_ms, r.now_ms)};
+  return write(partition, origins, [&](Chunk& chunk, const Items& items) {
     inserted_rows_.fetch_add(chunk.assign(items, args, scratch), std::memory_order_relaxed);
   });
 } catch (const std::bad_alloc&) {
@@ -191,7 +183,7 @@ Status Table::erase(const uint64_t* ids, size_t count, Reason reason, const std:
   thread_local WriteScratch scratch;
   distinct.build(ids, count);
   partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
-  return write(partition, origins, EventTimes::kNone,
+  return write(partition, origins,
                [&](Chunk& chunk, const Items& items) { removed += chunk.erase(items, reason, scratch); });
 } catch (const std::bad_alloc&) {
   return Status::no_memory();

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_store import ModelStore
+from model_store import ModelStore, chunk_of
 from stores import STORE_FACTORIES, StoreHandle
 
 import embedstore as es
@@ -134,6 +134,20 @@ def test_event_times_per_id_and_the_batch_as_their_default(store: Store) -> None
     times = np.array([NOW_MS - 9_000_000, NOW_MS - 8_000_000])
     store.push({"items": es.TablePush([1, 2], ones(2), event_times_ms=times)}, event_time_ms=NOW_MS)
     assert store.pull({"items": [1, 2]}, meta=True)["items"].last_seen_s.tolist() == (times // 1000).tolist()
+
+
+def test_the_clock_of_a_chunk_comes_from_its_own_ids_alone(store: Store) -> None:
+    num_chunks = store.tables()["items"].num_chunks
+    timed, same, other = 1, None, None
+    for key in range(2, 10_000):
+        beside = chunk_of(key, num_chunks) == chunk_of(timed, num_chunks)
+        same, other = (same or key, other) if beside else (same, other or key)
+    assert same and other
+    store.open_stream("s", 0)
+    store.push({"items": ([timed], ones(1))}, origins=[es.Origin("s", 0, 1)], event_time_ms=NOW_MS)
+    store.push({"items": ([], [])}, origins=[es.Origin("s", 1, 2)], event_time_ms=NOW_MS + 1000)
+    store.push({"items": ([same, other], ones(2))}, origins=[es.Origin("s", 2, 3)])
+    assert store.pull({"items": [same, other]}, meta=True)["items"].last_seen_s.tolist() == [NOW_MS // 1000, 0]
 
 
 def test_an_event_from_the_future_is_seen_about_now(store: Store) -> None:

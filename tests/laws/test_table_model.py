@@ -71,11 +71,8 @@ class TableMachine(RuleBasedStateMachine):
         array = rng.integers(0, 2_000_000, len(keys)) if each and time is not None else None
         given = array if array is not None else time
         times_ms = None if time is None else [int(t) for t in (array if array is not None else [time] * len(keys))]
-        newest_ms = max(times_ms, default=None) if array is not None and times_ms is not None else time
         expected = attempt(
-            lambda: self.model.push(
-                keys, grads, now_ms=NOW_MS, times_ms=times_ms, newest_ms=newest_ms, lr=lr, origins=origins
-            )
+            lambda: self.model.push(keys, grads, now_ms=NOW_MS, times_ms=times_ms, lr=lr, origins=origins)
         )
         actual = attempt(
             lambda: self.leader.push(
