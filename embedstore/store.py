@@ -62,7 +62,7 @@ class LocalStore(WritableTables):
         self._dense_lock = threading.Lock()
         self._closing = threading.Lock()
         self._last_checkpoint_ms = 0
-        self._disk = None if path is None else Checkpointer(Path(path), shard, num_shards)
+        self._disk = None if path is None else Checkpointer(_directory(path), shard, num_shards)
         try:
             self._recover()
             if not isinstance(tables, Sequence):
@@ -306,6 +306,12 @@ def _check_shard(shard: int, num_shards: int) -> None:
     for label, value, low, high in (("num_shards", num_shards, 1, NUM_SHARDS_MAX), ("shard", shard, 0, num_shards - 1)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
+
+
+def _directory(path: Any) -> Path:
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise InvalidArgumentError("path", f"must name a directory, or be None, not {path!r}")
+    return Path(path)
 
 
 def _check_spec(label: str, spec: TableSpec) -> None:

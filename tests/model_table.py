@@ -132,10 +132,7 @@ class ModelTable:
                 gradient = grads[occurrences[0]].copy()
                 for at in occurrences[1:]:
                     gradient += grads[at]
-                if times_ms is None:
-                    seen_ms = [clock_ms]
-                else:
-                    seen_ms = [min(times_ms[at], limit_ms) for at in occurrences]
+                seen_ms = [clock_ms] if times_ms is None else [min(times_ms[at], limit_ms) for at in occurrences]
                 row = self._row(chunk, key, min(seen_ms) // 1000)
                 row.last_seen_s = max(row.last_seen_s, max(seen_ms) // 1000)
                 chunk.clock_ms = max(chunk.clock_ms, *seen_ms)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +31,7 @@ from trainer.catalog import Catalog
 from trainer.history import HistoryStore
 from trainer.learner import Learner
 from trainer.metrics import Metrics, Rate
+from trainer.patience import Clock, Stopped, persist
 from trainer.positions import Replay, committable, replays
 from trainer.state import TrainerState
 
@@ -46,18 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("embedtrain")
 T = TypeVar("T")
 LEVEL_ATTEMPTS_MAX = 100
-
-
-class Stopped(Exception):  # noqa: N818
-    """Somebody asked the trainer to stop while it waited."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The clocks of a run: unix milliseconds, and monotonic seconds."""
-
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
-    monotonic_s: Callable[[], float] = time.monotonic
 
 
 class Trainer:
@@ -215,16 +202,7 @@ class Trainer:
         return np.flatnonzero(self._learnable(batch, window) & ~opens_session)
 
     def _persist(self, call: Callable[[], T]) -> T:
-        """Repeat a store call until its shards are back; safe, because a repeated push is recognised."""
-        pause_s = 0.1
-        while True:
-            try:
-                return call()
-            except UnavailableError as problem:
-                log.warning("%s; trying again in %.1f s", problem, pause_s)
-            if self._stop.wait(pause_s):
-                raise Stopped
-            pause_s = min(2 * pause_s, self.settings.run.retry_max_s)
+        return persist(call, self._stop, self.settings.run.retry_max_s)
 
     # -- recovery ----------------------------------------------------------------------------------------------------
 

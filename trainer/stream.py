@@ -60,6 +60,8 @@ def stream(
     settings = load_settings(config)
     score_from_ms = _parse_time(score_from)
     _check_device(device)
+    _check_output("metrics", metrics)
+    _check_output("summary", summary)
     logging.basicConfig(level=logging.INFO, format="embedtrain: %(message)s", stream=sys.stderr)
     logging.getLogger("kafka").setLevel(logging.WARNING)
     with ExitStack() as stack:
@@ -145,6 +147,16 @@ def _check_device(device: str) -> None:
         raise InvalidArgumentError("device", f"must be cpu or cuda, not {device!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidArgumentError("device", "torch finds no CUDA device here")
+
+
+def _check_output(label: str, path: Path | None) -> None:
+    """Refuse at the start what could not be written at the end of a long run."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidArgumentError(label, f"{path} is a directory")
+    if not path.absolute().parent.is_dir():
+        raise InvalidArgumentError(label, f"the directory of {path} does not exist")
 
 
 @contextmanager

@@ -393,3 +393,10 @@ def test_files_are_synced_before_the_manifest_names_them(path: Path, monkeypatch
         monkeypatch.setattr(manifest, "write", write)
         store.checkpoint()
         assert order == [True, True]
+
+
+@pytest.mark.parametrize("path", ["", "\0", 5])
+def test_a_path_that_names_no_directory_is_refused(path: Any) -> None:
+    with pytest.raises(es.InvalidArgumentError) as caught:
+        es.open(path)
+    assert caught.value.field == "path"

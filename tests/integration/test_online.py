@@ -27,7 +27,8 @@ from trainer.cut import read_cut
 from trainer.events import EventBatch
 from trainer.history import Window
 from trainer.learner import Learner, Plan
-from trainer.online import Clock, Trainer
+from trainer.online import Trainer
+from trainer.patience import Clock
 from trainer.sources import open_source
 
 ITEMS = 120

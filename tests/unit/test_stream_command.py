@@ -28,6 +28,8 @@ def run(tmp_path: Path, *options: str) -> None:
         (("--device", "mps"), "device"),
         (("--config", "none.toml"), "config"),
         (("--store", "http://here:1"), "store"),
+        (("--metrics", "."), "metrics"),
+        (("--summary", "nowhere/summary.json"), "summary"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(tmp_path: Path, options: tuple[str, ...], field: str) -> None:
