@@ -64,8 +64,8 @@ class TablePush:
 
     ``grads`` float32 [n, dim] (any float dtype is converted); equal ids are summed. ``counts`` uint32 [n]: occurrences
     an entry stands for (default 1). ``event_times_ms`` int64 [n]: default is the push's ``event_time_ms``. ``lr``:
-    learning rate of this push, default the table's. The arrays must stay as they are until the call returns: an embedded
-    store reads them in place.
+    learning rate of this push, default the table's. The arrays must stay as they are until the call returns: an
+    embedded store reads them in place.
     """
 
     ids: Ids
