@@ -12,8 +12,12 @@ constexpr size_t kFirstRows = 4;
 
 }  // namespace
 
-RowLayout::RowLayout(uint32_t dim_, uint32_t state_floats_) noexcept
-    : dim(dim_), state_floats(state_floats_), row_bytes(sizeof(RowHeader) + sizeof(float) * (dim_ + state_floats_)) {
+RowLayout::RowLayout(uint32_t dim_, uint32_t state_floats_, RowType stored_) noexcept
+    : dim(dim_),
+      state_floats(state_floats_),
+      stored(stored_),
+      embedding_bytes((packed_bytes(stored_, dim_) + 3) & ~size_t{3}),
+      row_bytes(sizeof(RowHeader) + embedding_bytes + sizeof(float) * state_floats_) {
   slab_shift = 0;
   while ((row_bytes << (slab_shift + 1)) <= kSlabBytesMax) ++slab_shift;
 }

@@ -1,9 +1,10 @@
 // The rows of one chunk, addressed by number.
 //
-// A row is a header (id, first_seen, last_seen, updates), its embedding and its optimizer state, next to each other and
-// 4-byte aligned. Rows lie in slabs of a fixed power-of-two number of rows (about 64 KiB). The first slab starts with a
-// few rows and doubles by moving until it has that size; from then on slabs come from the table's pool and never move.
-// Row numbers stay valid when slabs move; pointers do not outlive the chunk's lock.
+// A row is a header (id, first_seen, last_seen, updates), its embedding (float32, or packed as row_type.h says) and its
+// optimizer state, next to each other and 4-byte aligned. Rows lie in slabs of a fixed power-of-two number of rows
+// (about 64 KiB). The first slab starts with a few rows and doubles by moving until it has that size; from then on
+// slabs come from the table's pool and never move. Row numbers stay valid when slabs move; pointers do not outlive the
+// chunk's lock.
 //
 // The version that last changed each row stands apart, in one dense array, so that a delta finds changed rows without
 // touching them. Kept as 32-bit distances from a base; 0 marks a row that is not in use. When a distance would not fit,
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "native/index.h"
+#include "native/row_type.h"
 #include "native/slab_pool.h"
 
 namespace embedstore {
@@ -40,10 +42,13 @@ static_assert(sizeof(RowHeader) == 20 && alignof(RowHeader) == 4);
 
 // How long a row is and how many share a slab; the same for all chunks of a table.
 struct RowLayout {
-  RowLayout(uint32_t dim, uint32_t state_floats) noexcept;
+  // Packed rows carry no optimizer state.
+  RowLayout(uint32_t dim, uint32_t state_floats, RowType stored = RowType::kFloat32) noexcept;
 
   uint32_t dim;
   uint32_t state_floats;
+  RowType stored;
+  size_t embedding_bytes;  // a multiple of 4
   size_t row_bytes;
   unsigned slab_shift;  // log2 of the rows of a slab
   size_t slab_bytes() const noexcept { return row_bytes << slab_shift; }
@@ -70,6 +75,10 @@ class Rows final : public RowHashes {
 
   RowHeader& header(uint32_t row) noexcept { return *reinterpret_cast<RowHeader*>(at(row)); }
   const RowHeader& header(uint32_t row) const noexcept { return *reinterpret_cast<const RowHeader*>(at(row)); }
+  // The embedding as it is kept, whatever its type.
+  std::byte* packed(uint32_t row) noexcept { return at(row) + sizeof(RowHeader); }
+  const std::byte* packed(uint32_t row) const noexcept { return at(row) + sizeof(RowHeader); }
+  // Float32 rows only.
   float* embedding(uint32_t row) noexcept { return reinterpret_cast<float*>(at(row) + sizeof(RowHeader)); }
   const float* embedding(uint32_t row) const noexcept {
     return reinterpret_cast<const float*>(at(row) + sizeof(RowHeader));

@@ -32,12 +32,10 @@ struct TableConfig : ChunkConfig {
 // Event times further in the future than this count as this far: a wrong clock must not age every row.
 inline constexpr int64_t kFutureToleranceMs = 60'000;
 
-enum class RowType : uint8_t { kFloat32, kFloat16 };
-
 // Where a pull goes; null members are not wanted. `rows` need not be aligned.
 struct PullTarget {
-  void* rows = nullptr;  // [n, dim]
-  RowType type = RowType::kFloat32;
+  void* rows = nullptr;              // [n, dim]
+  RowType type = RowType::kFloat32;  // or kFloat16
   uint8_t* found = nullptr;
   uint32_t* updates = nullptr;
   int64_t* first_seen_s = nullptr;

@@ -33,6 +33,32 @@ TEST(rows_keep_their_contents_while_slabs_grow_and_move) {
   }
 }
 
+TEST(packed_rows_take_the_bytes_of_their_type) {
+  const auto bytes = [](uint32_t dim, RowType type) {
+    const RowLayout layout(dim, 0, type);
+    CHECK(layout.row_bytes == sizeof(RowHeader) + layout.embedding_bytes && layout.row_bytes % 4 == 0);
+    CHECK(layout.slab_bytes() <= (64 << 10));
+    return layout.embedding_bytes;
+  };
+  CHECK(bytes(64, RowType::kFloat32) == 256 && bytes(64, RowType::kFloat16) == 128);
+  CHECK(bytes(64, RowType::kInt8) == 72 && bytes(64, RowType::kInt4) == 40);  // 56.25 % and 31.25 % of float16
+  CHECK(bytes(33, RowType::kFloat16) == 68 && bytes(33, RowType::kInt8) == 44 && bytes(33, RowType::kInt4) == 28);
+  CHECK(bytes(1, RowType::kFloat16) == 4 && bytes(1, RowType::kInt8) == 8 && bytes(1, RowType::kInt4) == 8);
+
+  const RowLayout layout(3, 0, RowType::kInt8);
+  SlabPool pool(layout.slab_bytes());
+  Rows rows(layout, pool);
+  rows.reserve(1000);
+  for (uint32_t i = 0; i < 1000; ++i) {
+    const uint32_t row = rows.allocate(i);
+    for (size_t b = 0; b < layout.embedding_bytes; ++b) rows.packed(row)[b] = static_cast<std::byte>(i);
+  }
+  for (uint32_t row = 0; row < 1000; ++row) {
+    CHECK(rows.header(row).id() == row && rows.packed(row)[0] == static_cast<std::byte>(row));
+    CHECK(rows.packed(row)[layout.embedding_bytes - 1] == static_cast<std::byte>(row));
+  }
+}
+
 TEST(rows_reuse_freed_numbers_before_new_ones) {
   const RowLayout layout(4, 0);
   SlabPool pool(layout.slab_bytes());
