@@ -46,6 +46,7 @@ from embedstore.interface import (
     Store,
     StoreStats,
     StreamState,
+    SweepResult,
     TablePush,
     TableStats,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "StoreStats",
     "StreamPositionError",
     "StreamState",
+    "SweepResult",
     "TableExistsError",
     "TableNotFoundError",
     "TablePush",

@@ -110,7 +110,13 @@ class DenseSet:
 
 @dataclass(frozen=True)
 class TableStats:
-    """Counters of one table since its process started, and its present size."""
+    """Counters of one table since its process started, and its present size.
+
+    ``rows`` and ``memory_bytes`` include expired rows that no sweep has come to yet. ``dropped_rows``: distinct ids of
+    a push that admission kept out, with their gradients. ``expired_rows``, ``evicted_rows``: removed by expiry and by
+    capacity. ``sketch_bytes``: what counting for admission takes, part of ``memory_bytes``; ``sketch_halvings``: how
+    often it was full and halved its counts.
+    """
 
     rows: int
     memory_bytes: int
@@ -120,6 +126,32 @@ class TableStats:
     pushed_rows: int
     inserted_rows: int
     tombstones: int
+    dropped_rows: int = 0
+    expired_rows: int = 0
+    evicted_rows: int = 0
+    sketch_bytes: int = 0
+    sketch_halvings: int = 0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep of one table did: rows it looked at, rows that expired, rows it moved to empty sparse slabs, bytes
+    that went back to the system. ``complete``: it has come round every chunk."""
+
+    rows_visited: int = 0
+    rows_expired: int = 0
+    rows_moved: int = 0
+    bytes_released: int = 0
+    complete: bool = True
+
+    def __add__(self, other: SweepResult) -> SweepResult:
+        return SweepResult(
+            self.rows_visited + other.rows_visited,
+            self.rows_expired + other.rows_expired,
+            self.rows_moved + other.rows_moved,
+            self.bytes_released + other.bytes_released,
+            self.complete and other.complete,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Pull and Push go another way (:mod:`embedstore.wire`). Reading checks everything
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,12 @@ from embedstore.interface import (
     Rows,
     StoreStats,
     StreamState,
+    SweepResult,
     TableStats,
 )
 from embedstore.v1 import admin_pb2, store_pb2
 
-_TABLE_COUNTERS = (
-    "rows",
-    "memory_bytes",
-    "chunks",
-    "pulled_rows",
-    "missed_rows",
-    "pushed_rows",
-    "inserted_rows",
-    "tombstones",
-)
+_TABLE_COUNTERS = tuple(each.name for each in fields(TableStats))
 
 
 def stream_states_to_proto(states: Mapping[str, StreamState]) -> list[store_pb2.StreamState]:
@@ -147,6 +140,33 @@ def checkpoint_to_proto(result: CheckpointResult) -> admin_pb2.CheckpointRespons
     return admin_pb2.CheckpointResponse(
         chunks_written=result.chunks_written, bytes_written=result.bytes_written, seconds=result.seconds
     )
+
+
+def sweep_to_proto(swept: Mapping[str, SweepResult]) -> admin_pb2.SweepResponse:
+    """What a sweep did, as a message."""
+    return admin_pb2.SweepResponse(
+        tables=[
+            admin_pb2.SweptTable(
+                table=table,
+                rows_visited=result.rows_visited,
+                rows_expired=result.rows_expired,
+                rows_moved=result.rows_moved,
+                bytes_released=result.bytes_released,
+                complete=result.complete,
+            )
+            for table, result in swept.items()
+        ]
+    )
+
+
+def sweep_from_proto(message: admin_pb2.SweepResponse) -> dict[str, SweepResult]:
+    """Read what a sweep did."""
+    return {
+        each.table: SweepResult(
+            each.rows_visited, each.rows_expired, each.rows_moved, each.bytes_released, each.complete
+        )
+        for each in message.tables
+    }
 
 
 def scan_part_to_proto(chunk: int, table: str, dim: int, ids: np.ndarray, rows: Rows, part: slice) -> Any:

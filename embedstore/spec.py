@@ -196,7 +196,12 @@ class Admission:
 
 @dataclass(frozen=True)
 class MinCount(Admission):
-    """An id gets a row with its ``count``-th occurrence."""
+    """An id gets a row with its ``count``-th occurrence; a push says how often each of its ids occurred.
+
+    The gradients of the occurrences before it are dropped. Occurrences are counted in at most ``memory_bytes`` (0:
+    16 MiB) of the whole table, 8 a counted id, taken as needed and divided evenly over the chunks; a chunk whose share
+    is full halves all its counts, so that ids that come rarely are forgotten.
+    """
 
     count: int
     memory_bytes: int = 0
@@ -208,16 +213,22 @@ class MinCount(Admission):
 
 @dataclass(frozen=True)
 class Probability(Admission):
-    """Each occurrence admits an id with probability ``p``, decided by a hash of the id and its count."""
+    """Each occurrence admits an id with probability ``p``.
+
+    At which occurrence is a pure function of ``seed`` and the id, distributed as the first success of such draws, so
+    it is the same in every process. Counting and ``memory_bytes`` are as in :class:`MinCount`.
+    """
 
     p: float
     seed: int = 0
+    memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         _finite(self, "p", above=0.0)
         if self.p > 1.0:
             raise InvalidArgumentError("Probability.p", "must be <= 1")
         _integer("Probability.seed", self.seed, 0, 2**64 - 1)
+        _integer("Probability.memory_bytes", self.memory_bytes, 0, 2**40)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,40 @@ class CheckpointResponse(_message.Message):
     seconds: float
     def __init__(self, chunks_written: _Optional[int] = ..., bytes_written: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class SweepRequest(_message.Message):
+    __slots__ = ("epoch", "table", "budget_ms", "dry_run")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_MS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    table: str
+    budget_ms: float
+    dry_run: bool
+    def __init__(self, epoch: _Optional[int] = ..., table: _Optional[str] = ..., budget_ms: _Optional[float] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class SweepResponse(_message.Message):
+    __slots__ = ("tables",)
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    tables: _containers.RepeatedCompositeFieldContainer[SweptTable]
+    def __init__(self, tables: _Optional[_Iterable[_Union[SweptTable, _Mapping]]] = ...) -> None: ...
+
+class SweptTable(_message.Message):
+    __slots__ = ("table", "rows_visited", "rows_expired", "rows_moved", "bytes_released", "complete")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_VISITED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_MOVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RELEASED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    rows_visited: int
+    rows_expired: int
+    rows_moved: int
+    bytes_released: int
+    complete: bool
+    def __init__(self, table: _Optional[str] = ..., rows_visited: _Optional[int] = ..., rows_expired: _Optional[int] = ..., rows_moved: _Optional[int] = ..., bytes_released: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+
 class TopologyRecord(_message.Message):
     __slots__ = ("epoch", "addresses", "num_shards")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -123,7 +157,7 @@ class StatsRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class TableStats(_message.Message):
-    __slots__ = ("table", "rows", "memory_bytes", "chunks", "pulled_rows", "missed_rows", "pushed_rows", "inserted_rows", "tombstones")
+    __slots__ = ("table", "rows", "memory_bytes", "chunks", "pulled_rows", "missed_rows", "pushed_rows", "inserted_rows", "tombstones", "dropped_rows", "expired_rows", "evicted_rows", "sketch_bytes", "sketch_halvings")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +167,11 @@ class TableStats(_message.Message):
     PUSHED_ROWS_FIELD_NUMBER: _ClassVar[int]
     INSERTED_ROWS_FIELD_NUMBER: _ClassVar[int]
     TOMBSTONES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_HALVINGS_FIELD_NUMBER: _ClassVar[int]
     table: str
     rows: int
     memory_bytes: int
@@ -142,7 +181,12 @@ class TableStats(_message.Message):
     pushed_rows: int
     inserted_rows: int
     tombstones: int
-    def __init__(self, table: _Optional[str] = ..., rows: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., pulled_rows: _Optional[int] = ..., missed_rows: _Optional[int] = ..., pushed_rows: _Optional[int] = ..., inserted_rows: _Optional[int] = ..., tombstones: _Optional[int] = ...) -> None: ...
+    dropped_rows: int
+    expired_rows: int
+    evicted_rows: int
+    sketch_bytes: int
+    sketch_halvings: int
+    def __init__(self, table: _Optional[str] = ..., rows: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., pulled_rows: _Optional[int] = ..., missed_rows: _Optional[int] = ..., pushed_rows: _Optional[int] = ..., inserted_rows: _Optional[int] = ..., tombstones: _Optional[int] = ..., dropped_rows: _Optional[int] = ..., expired_rows: _Optional[int] = ..., evicted_rows: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., sketch_halvings: _Optional[int] = ...) -> None: ...
 
 class LeaderState(_message.Message):
     __slots__ = ("address", "connected", "age_s", "deltas", "reconnects")

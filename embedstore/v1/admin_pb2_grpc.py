@@ -65,6 +65,11 @@ class AdminServiceStub:
                 request_serializer=embedstore_dot_v1_dot_admin__pb2.CheckpointRequest.SerializeToString,
                 response_deserializer=embedstore_dot_v1_dot_admin__pb2.CheckpointResponse.FromString,
                 _registered_method=True)
+        self.Sweep = channel.unary_unary(
+                '/embedstore.v1.AdminService/Sweep',
+                request_serializer=embedstore_dot_v1_dot_admin__pb2.SweepRequest.SerializeToString,
+                response_deserializer=embedstore_dot_v1_dot_admin__pb2.SweepResponse.FromString,
+                _registered_method=True)
         self.Topology = channel.unary_unary(
                 '/embedstore.v1.AdminService/Topology',
                 request_serializer=embedstore_dot_v1_dot_admin__pb2.TopologyRequest.SerializeToString,
@@ -120,6 +125,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sweep(self, request, context):
+        """Remove expired rows and give memory back, in one table or in all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Topology(self, request, context):
         """The shard's topology record. Answered as soon as the port is open.
         """
@@ -165,6 +177,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Checkpoint,
                     request_deserializer=embedstore_dot_v1_dot_admin__pb2.CheckpointRequest.FromString,
                     response_serializer=embedstore_dot_v1_dot_admin__pb2.CheckpointResponse.SerializeToString,
+            ),
+            'Sweep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sweep,
+                    request_deserializer=embedstore_dot_v1_dot_admin__pb2.SweepRequest.FromString,
+                    response_serializer=embedstore_dot_v1_dot_admin__pb2.SweepResponse.SerializeToString,
             ),
             'Topology': grpc.unary_unary_rpc_method_handler(
                     servicer.Topology,
@@ -340,6 +357,33 @@ class AdminService:
             '/embedstore.v1.AdminService/Checkpoint',
             embedstore_dot_v1_dot_admin__pb2.CheckpointRequest.SerializeToString,
             embedstore_dot_v1_dot_admin__pb2.CheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedstore.v1.AdminService/Sweep',
+            embedstore_dot_v1_dot_admin__pb2.SweepRequest.SerializeToString,
+            embedstore_dot_v1_dot_admin__pb2.SweepResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -182,9 +182,11 @@ class MinCount(_message.Message):
     def __init__(self, count: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Probability(_message.Message):
-    __slots__ = ("p", "seed")
+    __slots__ = ("p", "seed", "memory_bytes")
     P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     p: float
     seed: int
-    def __init__(self, p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, p: _Optional[float] = ..., seed: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
