@@ -11,6 +11,8 @@ constexpr size_t kFirstBuckets = 2;
 constexpr size_t kLoadPercentMax = 85;
 // Below this load a failed search means chosen ids: doubling would not help.
 constexpr size_t kLoadPercentToDouble = 50;
+constexpr size_t kLoadPercentToShrink = 35;
+constexpr size_t kLoadPercentShrunk = 75;
 constexpr size_t kBucketsMax = size_t{1} << 29;
 // Buckets that one breadth-first search looks at: at 0.85 it hardly ever needs more than twenty.
 constexpr size_t kSearchMax = 400;
@@ -76,6 +78,18 @@ void Index::rebuild(size_t buckets, const RowHashes& rows) {
   swap(larger);
 }
 
+void Index::shrink(const RowHashes& rows) {
+  if (size_ * 100 >= num_buckets() * Bucket::kSlots * kLoadPercentToShrink) return;
+  if (size_ == 0) {
+    Index none(pool_);
+    swap(none);
+    return;
+  }
+  size_t buckets = kFirstBuckets;
+  while (size_ * 100 > buckets * Bucket::kSlots * kLoadPercentShrunk) buckets *= 2;
+  if (buckets < num_buckets()) rebuild(buckets, rows);
+}
+
 void Index::stash(uint64_t hash, uint32_t row) {
   stash_.reserve(1);
   stash_.set(hash, uint64_t{row} + 1);
@@ -90,19 +104,36 @@ void Index::insert(uint64_t hash, uint32_t row, const RowHashes& rows) {
   ++size_;
 }
 
-void Index::erase(uint64_t hash, uint32_t row) noexcept {
+Index::Slot Index::slot_of(uint64_t hash, uint32_t row) const noexcept {
+  if (!buckets_) return {nullptr, 0};
   const uint16_t tag = tag_of(hash);
   const uint32_t place = place_of(hash);
   for (const uint32_t b : {place & mask_, partner_of(place, tag) & mask_}) {
     for (unsigned m = buckets_[b].match(tag, static_cast<uint16_t>(place)); m != 0; m &= m - 1) {
       const int slot = __builtin_ctz(m);
-      if (buckets_[b].rows[slot] != row) continue;
-      buckets_[b].tags[slot] = 0;
-      --size_;
-      return;
+      if (buckets_[b].rows[slot] == row) return {&buckets_[b], slot};
     }
   }
-  if (stash_.erase(hash)) --size_;
+  return {nullptr, 0};
+}
+
+void Index::erase(uint64_t hash, uint32_t row) noexcept {
+  const Slot slot = slot_of(hash, row);
+  if (slot.bucket != nullptr) {
+    slot.bucket->tags[slot.at] = 0;
+    --size_;
+  } else if (stash_.erase(hash)) {
+    --size_;
+  }
+}
+
+void Index::update(uint64_t hash, uint32_t from, uint32_t to) noexcept {
+  const Slot slot = slot_of(hash, from);
+  if (slot.bucket != nullptr) {
+    slot.bucket->rows[slot.at] = to;
+  } else if (stash_.get(hash) != 0) {
+    stash_.set(hash, uint64_t{to} + 1);
+  }
 }
 
 bool Index::put(uint32_t bucket, uint16_t tag, uint16_t home, uint32_t row) noexcept {

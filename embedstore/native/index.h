@@ -140,6 +140,10 @@ class Index {
   void insert(uint64_t hash, uint32_t row, const RowHashes& rows);
   // The entry must be present.
   void erase(uint64_t hash, uint32_t row) noexcept;
+  // The entry, which must be present, names another row from now on.
+  void update(uint64_t hash, uint32_t from, uint32_t to) noexcept;
+  // Gives memory back when less than 0.35 of the slots are used. Throws std::bad_alloc, and is unchanged then.
+  void shrink(const RowHashes& rows);
 
  private:
   size_t num_buckets() const noexcept { return buckets_ ? size_t{mask_} + 1 : 0; }
@@ -149,6 +153,11 @@ class Index {
     const unsigned m = b.match(tag_of(hash), static_cast<uint16_t>(place_of(hash)));
     return m == 0 ? kNoRow : b.rows[__builtin_ctz(m)];
   }
+  struct Slot {
+    Bucket* bucket;  // null: in the stash
+    int at;
+  };
+  Slot slot_of(uint64_t hash, uint32_t row) const noexcept;
   void swap(Index& other) noexcept;
   void allocate(size_t buckets);
   void rebuild(size_t buckets, const RowHashes& rows);

@@ -88,6 +88,53 @@ TEST(index_beyond_65536_buckets_finds_everything) {
   for (uint32_t row = 0; row < rows.hashes.size(); ++row) CHECK(find(index, rows, rows.hashes[row]) == row);
 }
 
+TEST(index_update_names_another_row_also_in_the_stash) {
+  Random random{15};
+  Index index;
+  FakeRows rows;
+  for (uint64_t i = 0; i < 5000; ++i) {
+    const uint64_t hash = i < 100 ? i << 48 | 0x123456789ABC : random.next();
+    index.insert(hash, rows.add(hash), rows);
+  }
+  const std::vector<uint64_t> hashes = rows.hashes;
+  for (uint32_t row = 0; row < 5000; ++row) index.update(hashes[row], row, rows.add(hashes[row]));
+  CHECK(index.size() == 5000);
+  for (uint32_t row = 0; row < 5000; ++row) {
+    CHECK(find(index, rows, hashes[row]) == row + 5000);
+  }
+}
+
+TEST(index_shrinks_to_what_it_holds_and_not_before) {
+  Random random{16};
+  Index index;
+  FakeRows rows;
+  constexpr uint32_t kColliding = 100;
+  for (uint64_t i = 0; i < 300000; ++i) {
+    const uint64_t hash = i < kColliding ? i << 48 | 0x123456789ABC : random.next();
+    index.insert(hash, rows.add(hash), rows);
+  }
+  uint32_t left = 300000;
+  while (left > kColliding) {
+    const size_t before = index.memory_bytes();
+    index.shrink(rows);
+    CHECK(index.memory_bytes() <= before);
+    if (left > 2000) CHECK(index.memory_bytes() < left * 30);
+    for (uint32_t row = 0; row < left; row += 7) CHECK(find(index, rows, rows.hashes[row]) == row);
+    const uint32_t fewer = left - left / 3 > kColliding ? left - left / 3 : kColliding;
+    for (; left > fewer; --left) index.erase(rows.hashes[left - 1], left - 1);
+    CHECK(index.size() == left);
+  }
+  for (uint32_t row = 0; row < kColliding; ++row) {
+    CHECK(find(index, rows, rows.hashes[row]) == row);
+    index.erase(rows.hashes[row], row);
+  }
+  index.shrink(rows);
+  CHECK(index.size() == 0);
+  CHECK(index.memory_bytes() < 5000);
+  index.insert(rows.hashes[7], 7, rows);
+  CHECK(find(index, rows, rows.hashes[7]) == 7);
+}
+
 TEST(index_survives_hashes_chosen_to_collide) {
   Index index;
   FakeRows rows;
