@@ -28,11 +28,12 @@ void Chunk::Contents::swap(Contents& other) noexcept {
   rows.swap(other.rows);
   std::swap(index, other.index);
   std::swap(tombstones, other.tombstones);
+  std::swap(sketch, other.sketch);
 }
 
 size_t Chunk::memory_bytes() const noexcept {
   return sizeof(Chunk) + contents_.rows.memory_bytes() + contents_.index.memory_bytes() +
-         contents_.tombstones.memory_bytes();
+         contents_.tombstones.memory_bytes() + contents_.sketch.memory_bytes();
 }
 
 void Chunk::look_up(const Items& items, uint32_t* rows) const {

@@ -16,12 +16,14 @@
 #include <shared_mutex>
 #include <vector>
 
+#include "native/admission.h"
 #include "native/batch.h"
 #include "native/delta.h"
 #include "native/index.h"
 #include "native/initializer.h"
 #include "native/optimizer.h"
 #include "native/rows.h"
+#include "native/sketch.h"
 #include "native/status.h"
 #include "native/tombstones.h"
 #include "native/watermarks.h"
@@ -36,6 +38,9 @@ struct ChunkConfig {
   Initializer init;
   bool embeddings_only = false;
   size_t tombstones_max = 8192;
+  Admission admission;
+
+  size_t sketch_bytes_max() const noexcept { return embeddings_only ? 0 : admission.sketch_bytes_max(num_chunks); }
 };
 
 // Event times of a batch, in milliseconds; a later time than `limit_ms` counts as `limit_ms`.
@@ -88,16 +93,18 @@ class Chunk {
  public:
   // What a full delta replaces, in one swap.
   struct Contents {
-    Contents(const RowLayout& layout, Pools& pools) noexcept : rows(layout, pools.slabs), index(&pools.buckets) {}
+    Contents(const RowLayout& layout, Pools& pools, size_t sketch_bytes_max) noexcept
+        : rows(layout, pools.slabs), index(&pools.buckets), sketch(sketch_bytes_max) {}
     void swap(Contents& other) noexcept;
 
     Rows rows;
     Index index;
     Tombstones tombstones;
+    Sketch sketch;
   };
 
   Chunk(const ChunkConfig& config, const RowLayout& layout, Pools& pools) noexcept
-      : config_(config), contents_(layout, pools) {}
+      : config_(config), contents_(layout, pools, config.sketch_bytes_max()) {}
 
   mutable std::shared_mutex mutex;
 
@@ -110,6 +117,7 @@ class Chunk {
 
   const Rows& rows() const noexcept { return contents_.rows; }
   const Tombstones& tombstones() const noexcept { return contents_.tombstones; }
+  const Sketch& sketch() const noexcept { return contents_.sketch; }
   size_t memory_bytes() const noexcept;
 
   // Calls visit(i, row or kNoRow) for every item in order, with the first `prefetch_bytes` of each row on their way.

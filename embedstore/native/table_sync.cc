@@ -134,7 +134,9 @@ Status Table::apply(const uint8_t* data, size_t num_bytes, uint32_t& number, Cur
   Chunk& chunk = chunk_at(number);
   const Watermarks exact = shared_set(delta.watermarks());
 
-  Chunk::Contents contents(layout_, pools_);  // outlives the lock: what a replaced chunk held is freed outside of it
+  Chunk::Contents contents(
+      layout_, pools_,
+      config_.sketch_bytes_max());  // outlives the lock: what a replaced chunk held is freed outside of it
   bool built = false;
   if (delta.full()) {
     {
