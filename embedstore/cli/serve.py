@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
+import select
 import signal
-import threading
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +17,7 @@ from embedstore.cli.config import load_settings
 from embedstore.cli.output import one_line_errors
 from embedstore.server.shard import Shard, ShardOptions
 
+STOP_S_MAX = 600.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -32,7 +36,8 @@ def serve(
 ) -> None:
     """Serve one shard of the store, or a follower of shards.
 
-    Prints one line on stdout when requests are answered. SIGTERM or SIGINT: drain, checkpoint, exit 0.
+    Prints one line on stdout when requests are answered. SIGTERM or SIGINT: drain, checkpoint, exit 0. SIGUSR1: what
+    every thread is doing, on stderr.
     """
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     flags: dict[str, Any] = {
@@ -47,23 +52,54 @@ def serve(
         "workers": workers,
         "sync_interval_ms": sync_interval_ms,
     }
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signals = Signals(signal.SIGTERM, signal.SIGINT)
     with one_line_errors():
-        run(load_settings(config, flags).options(), stop)
+        options = load_settings(config, flags).options()
+        faulthandler.register(signal.SIGUSR1)
+        run(options, signals)
+    _leave()
 
 
-def run(options: ShardOptions, stop: threading.Event) -> None:
-    """Serve until ``stop`` is set."""
+class Signals:
+    """Lets the main thread wait for signals.
+
+    The system may give a signal to any thread, and a main thread that waits for a lock then sleeps on with the handler
+    never run. It waits for a pipe instead, which is written to wherever the signal arrives.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write)
+        for number in numbers:
+            signal.signal(number, lambda *_: None)
+
+    def arrived(self, timeout_s: float | None = 0.0) -> bool:
+        """Whether one has come; waits ``timeout_s`` for it, None: for ever."""
+        return bool(select.select([self._read], [], [], timeout_s)[0])
+
+
+def run(options: ShardOptions, signals: Signals) -> None:
+    """Serve until there is a signal. What keeps it from stopping is told on stderr; past a limit it exits with 1."""
     server = Shard(options)
     server.start()
     try:
-        while not server.wait_ready(0.1) and not stop.is_set():
+        while not server.wait_ready(0.1) and not signals.arrived():
             pass
-        if not stop.is_set():
+        if not signals.arrived():
             what = "follower" if options.follow else f"shard {options.shard}/{options.num_shards}"
             typer.echo(f"embedstore: serving {what} on {server.address}")
-        stop.wait()
+        signals.arrived(None)
     finally:
+        faulthandler.dump_traceback_later(options.drain_s + STOP_S_MAX, exit=True)
         server.stop()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _leave() -> NoReturn:
+    """Exit 0 now: everything is closed, and an ordinary exit would wait for every request's thread, even one that never
+    returns."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

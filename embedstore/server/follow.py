@@ -7,8 +7,10 @@ leaders are gone the follower goes on answering with what it has, and ``stats().
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 from embedstore.errors import InvalidArgumentError, UnavailableError, UnsupportedError
@@ -24,6 +26,7 @@ from embedstore.table_set import wall_clock_ms
 SYNC_INTERVAL_MS = 200
 TOPOLOGY_INTERVAL_S = 5.0
 TOPOLOGY_SEARCH_S = 0.5
+_open: weakref.WeakSet[FollowerStore] = weakref.WeakSet()
 
 
 class FollowerStore(Replica):
@@ -60,6 +63,7 @@ class FollowerStore(Replica):
         self._stop = threading.Event()
         self._search = threading.Thread(target=self._keep_leaders, args=(members,), name="follow-leaders", daemon=True)
         self._search.start()
+        _open.add(self)
 
     def ask_again(self, leader: int, table: str) -> None:
         """Have the leader's part of a table sent from the beginning."""
@@ -186,6 +190,14 @@ class FollowerStore(Replica):
         for link in self._current_links():
             link.stop()
         super().close()
+        _open.discard(self)
+
+
+@atexit.register
+def _close_all() -> None:
+    """A follower that nobody closed ends its calls while the interpreter can still run their threads."""
+    for store in list(_open):
+        store.close()
 
 
 def follow(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEAVE_S = 2.0
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -49,11 +51,13 @@ class _Requests:
         self._acknowledge = 0
         self._acknowledged = 0
         self._closed = False
+        self._reader: threading.Thread | None = None
 
     def __iter__(self) -> Iterator[sync_pb2.FollowRequest]:
         return self
 
     def __next__(self) -> sync_pb2.FollowRequest:
+        self._reader = threading.current_thread()
         with self._condition:
             self._condition.wait_for(lambda: self._closed or self._queue or self._acknowledge > self._acknowledged)
             if self._closed:
@@ -78,6 +82,11 @@ class _Requests:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until gRPC's thread has left the call, which is over."""
+        if self._reader is not None:
+            self._reader.join(timeout_s)
 
 
 class LeaderLink:
@@ -215,6 +224,9 @@ class LeaderLink:
                 self._take_all(responses, requests)
         except grpc.RpcError as error:
             self._note(str(from_rpc_error(error, address)))
+            # The error is the call, and its traceback holds it in a cycle. A call that is still there when the
+            # interpreter ends waits in its destructor for a lock that a thread of gRPC may have died with.
+            error.__traceback__ = None
         except InvalidArgumentError as error:
             self._note(f"{address} does not keep to the protocol: {error}")
             log.exception("following %s", address)
@@ -227,6 +239,7 @@ class LeaderLink:
                 self._requests = self._call = self._waiting_since_s = None
             requests.close()
             channel.close()
+            requests.join(LEAVE_S)
 
     def _take_all(self, responses: Iterator[sync_pb2.FollowResponse], requests: _Requests) -> None:
         while True:

@@ -7,8 +7,12 @@ followers' calls, lets what is in flight finish and writes a last checkpoint.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +47,7 @@ SYNC_SERVICE = "embedstore.v1.SyncService"
 SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
 EPOCH = 1
 CUT_OFF_S = 2.0
+_numbers = itertools.count()
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two processes on one port would share its clients at random
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -111,6 +116,8 @@ class Shard:
         self._sync: SyncServicer | None = None
         self._background: threading.Thread | None = None
         self._ready = threading.Event()
+        self._requests = f"request-{next(_numbers)}"
+        self._pool = ThreadPoolExecutor(options.workers + options.followers_max, thread_name_prefix=self._requests)
         self._server = self._new_server()
 
     @property
@@ -133,7 +140,8 @@ class Shard:
         return self._ready.wait(timeout_s)
 
     def stop(self) -> None:
-        """Drain, write a last checkpoint, release everything. Requests that take over ``drain_s`` are cut off."""
+        """Drain, write a last checkpoint, release everything. Requests that take over ``drain_s`` are cut off; the log
+        tells where one is that does not even end then."""
         self._stop.set()
         self._health.enter_graceful_shutdown()
         if self._sync is not None:
@@ -141,17 +149,30 @@ class Shard:
         # Not for ever: gRPC never lets go of a streaming call that sent several messages it could not read.
         if not self._server.stop(self.options.drain_s).wait(self.options.drain_s + CUT_OFF_S):
             log.warning("some requests could not be cut off")
+        self._end_requests()
         if self._background is not None:
             self._background.join()
         if self._store is not None:
             self._store.close()
+
+    def _end_requests(self) -> None:
+        """Let the threads of requests go, and log where those are that do not end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        deadline_s = time.monotonic() + CUT_OFF_S
+        for thread in threading.enumerate():
+            if not thread.name.startswith(f"{self._requests}_") or thread is threading.current_thread():
+                continue
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+            frame = sys._current_frames().get(thread.ident or 0)
+            if thread.is_alive() and frame is not None:
+                log.warning("a request does not end:\n%s", "".join(traceback.format_stack(frame)).rstrip())
 
     # -- opening
 
     def _new_server(self) -> grpc.Server:
         options = self.options
         server = grpc.server(
-            ThreadPoolExecutor(options.workers + options.followers_max, thread_name_prefix="request"),
+            self._pool,
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=options.requests_max + options.followers_max,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -217,3 +219,36 @@ def test_a_follower_process_reads_and_refuses_every_write(tmp_path: Path) -> Non
                 while counts(reader) != {6.0}:
                     assert time.monotonic() < deadline
             assert process.terminate() == 0
+
+
+STUCK = """
+import sys, threading
+from embedstore.cli import app
+from embedstore.server.admin import AdminService
+
+AdminService.stats = lambda self, request: threading.Event().wait()
+app(["serve", "--listen", "127.0.0.1:0", "--drain-s", "0.2", "--data", sys.argv[1]])
+"""
+
+
+def test_a_request_that_never_returns_does_not_keep_a_process_from_ending(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[-1]
+            with es.connect(address, timeout_s=0.5, retry_s=0.5) as store:
+                store.create_table(COUNTED)
+                store.push({"counted": (IDS, GRADS)})
+                with pytest.raises(es.UnavailableError):
+                    store.stats()
+            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Current thread" in errors, "SIGUSR1 tells what every thread is doing"
+    assert "a request does not end:" in errors
+    with es.open(tmp_path / "data") as kept:
+        assert (kept.pull({"counted": IDS})["counted"] == -1).all(), "the last checkpoint was written"

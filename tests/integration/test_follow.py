@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from follow_servers import TIMEOUT_S, Leader, content, ones, refused_because
@@ -473,3 +475,17 @@ def test_close_leaves_no_thread_and_no_follower_behind(cluster: Callable[..., Cl
         if thread.name.startswith("follow-"):
             thread.join(TIMEOUT_S)
             assert not thread.is_alive(), thread.name
+
+
+def test_no_call_outlives_its_follower(cluster: Callable[..., Cluster]) -> None:
+    # One that the end of the interpreter finds waits in its destructor, sometimes for ever.
+    group = cluster(2, [ITEMS])
+    gc.collect()
+    gc.disable()
+    try:
+        follower = group.follow()
+        follower.wait_synced(TIMEOUT_S)
+        follower.close()
+        assert not [each for each in gc.get_objects() if isinstance(each, grpc.Call)]
+    finally:
+        gc.enable()

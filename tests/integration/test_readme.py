@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from trainer.demo.processes import free_ports
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = ("7600", "7601", "7700")
 TIMEOUT_S = 200.0
+DUMP_S = 5.0
 SHELL = """set -euo pipefail
+trap '' USR1
 trap 'jobs -p | xargs --no-run-if-empty kill; wait' EXIT
 """
 
@@ -45,7 +48,36 @@ def expected_outputs(blocks: list[tuple[str, str]]) -> list[str]:
     return re.findall(r"^ *print\(.*\) +# ([\[(].*[\])])$", text, re.MULTILINE)
 
 
-@pytest.mark.timeout(TIMEOUT_S + 30)
+def left_in_session(session: int) -> str:
+    """The processes of a session, a line each."""
+    lines = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(folder.name)) == session:
+                lines.append(f"{folder.name} {(folder / 'cmdline').read_text().replace(chr(0), ' ')}")
+    return "\n".join(lines)
+
+
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Everything that it and its children write; when they do not end, that fails with what they are doing."""
+    try:
+        return process.communicate(timeout=TIMEOUT_S)[0]
+    except subprocess.TimeoutExpired:
+        left = left_in_session(process.pid)
+        os.killpg(process.pid, signal.SIGUSR1)  # servers write their stacks, all others ignore it
+        try:
+            output, _ = process.communicate(timeout=DUMP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+        pytest.fail(f"did not end within {TIMEOUT_S:g} s; left:\n{left}\n{output}")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.mark.timeout(TIMEOUT_S + 60)
 def test_the_tour_works_as_it_is_written(tmp_path: Path) -> None:
     blocks = tour()
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
@@ -60,11 +92,8 @@ def test_the_tour_works_as_it_is_written(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
+        output = output_of(process)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
         stop = [sys.executable, str(ROOT / "deploy/kafka/broker.py"), "stop", "--data", str(tmp_path / "kafka")]
         subprocess.run(stop, check=True, capture_output=True)
     assert process.returncode == 0, output
