@@ -37,6 +37,7 @@ struct ChunkConfig {
   Optimizer optimizer;
   Initializer init;
   bool embeddings_only = false;
+  RowType stored = RowType::kFloat32;  // others with embeddings_only
   size_t tombstones_max = 8192;
   Admission admission;
 

@@ -2,16 +2,18 @@
 #include <cstring>
 
 #include "native/chunk.h"
+#include "native/quantize.h"
 
 namespace embedstore {
 namespace {
 
-void write_row(const DeltaView& delta, size_t i, const ChunkConfig& config, Rows& rows, uint32_t row) noexcept {
+void write_row(const DeltaView& delta, size_t i, const ChunkConfig& config, EncodeRow encode, Rows& rows,
+               uint32_t row) noexcept {
   RowHeader& header = rows.header(row);
   header.first_seen_s = delta.first_seen_s(i);
   header.last_seen_s = delta.last_seen_s(i);
   header.updates = delta.updates(i);
-  std::memcpy(rows.embedding(row), delta.embedding(i), sizeof(float) * config.dim);
+  encode(delta.embedding(i), config.dim, rows.packed(row));
   if (!config.embeddings_only)
     std::memcpy(rows.state(row), delta.state(i), sizeof(float) * delta.header().state_floats);
   rows.set_version(row, delta.version(i));
@@ -22,10 +24,11 @@ void read_rows(const Rows& rows, const std::vector<uint32_t>& numbers, const Del
   const DeltaLayout& at = out.layout();
   const size_t embedding_bytes = sizeof(float) * header.dim;
   const size_t state_bytes = sizeof(float) * header.state_floats;
+  const DecodeRow decode = decoder(rows.layout().stored, RowType::kFloat32);
   constexpr size_t kAhead = 8;
   for (size_t i = 0; i < numbers.size(); ++i) {
     if (i + kAhead < numbers.size())
-      rows.prefetch<0>(numbers[i + kAhead], sizeof(RowHeader) + embedding_bytes + state_bytes);
+      rows.prefetch<0>(numbers[i + kAhead], sizeof(RowHeader) + rows.layout().embedding_bytes + state_bytes);
     const uint32_t row = numbers[i];
     const RowHeader& meta = rows.header(row);
     store_at<uint64_t>(out.column(at.ids), i, meta.id());
@@ -33,7 +36,7 @@ void read_rows(const Rows& rows, const std::vector<uint32_t>& numbers, const Del
     store_at<uint32_t>(out.column(at.first_seen), i, meta.first_seen_s);
     store_at<uint32_t>(out.column(at.last_seen), i, meta.last_seen_s);
     store_at<uint32_t>(out.column(at.updates), i, meta.updates);
-    std::memcpy(out.column(at.embeddings + i * embedding_bytes), rows.embedding(row), embedding_bytes);
+    decode(rows.packed(row), header.dim, out.column(at.embeddings + i * embedding_bytes));
     if (state_bytes != 0) std::memcpy(out.column(at.states + i * state_bytes), rows.state(row), state_bytes);
   }
 }
@@ -99,9 +102,10 @@ void Chunk::build(const DeltaView& delta, const ChunkConfig& config, Contents& o
   out.rows.reserve(h.num_rows);
   out.index.reserve(h.num_rows, out.rows);
   out.rows.set_newest(h.to_version);
+  const EncodeRow encode = encoder(config.stored);
   for (size_t i = 0; i < h.num_rows; ++i) {
     const uint32_t row = out.rows.allocate(delta.id(i));
-    write_row(delta, i, config, out.rows, row);
+    write_row(delta, i, config, encode, out.rows, row);
     out.index.insert(mix64(delta.id(i)), row, out.rows);
   }
   out.tombstones.reset(h.to_version);
@@ -124,8 +128,9 @@ void Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScrat
   insert_missing(items, rows);
 
   contents_.rows.set_newest(h.to_version);
+  const EncodeRow encode = encoder(config_.stored);
   for (size_t i = 0; i < items.count; ++i) {
-    write_row(delta, i, config_, contents_.rows, rows[i]);
+    write_row(delta, i, config_, encode, contents_.rows, rows[i]);
     contents_.tombstones.remove(items.ids[i]);
   }
   for (size_t i = 0; i < h.num_tombstones; ++i) {

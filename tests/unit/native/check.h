@@ -1,6 +1,7 @@
 // A test framework in a page: TEST(name) { CHECK(condition); }. A failed check prints where and ends the program.
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
