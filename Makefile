@@ -3,18 +3,20 @@
 #   make test [ARGS=...] [SEED=n]                 the whole test suite
 #   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
 #   make lint                                     style, types, generated code
-#   make bench [ARGS="pull push insert remote"]   every figure beside its reference
+#   make bench [ARGS="table remote checkpoint"]   every figure beside its reference
+#   make bench-peers                              other libraries for it, each in an environment of its own (7 GB)
 #   make build | protos | stubs | clean           native module | generated code | its type stubs | remove what was built
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test sanitize lint bench build protos stubs clean
+.PHONY: demo test sanitize lint bench bench-peers build protos stubs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -q -c constraints.txt
 STAMP := $(VENV)/.stamps
+PEERS := build/bench/peers
 NATIVE_SOURCES := CMakeLists.txt $(shell find embedstore/native -type f 2>/dev/null)
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 SECONDS ?= 60
@@ -72,7 +74,15 @@ lint: $(STAMP)/dev
 	$(PY) scripts/check_tree.py
 
 bench: $(STAMP)/dev
-	$(PY) -m benchmarks $(or $(ARGS),pull push insert remote)
+	$(PY) -m benchmarks $(or $(ARGS),table remote checkpoint)
+
+bench-peers: $(PEERS)/.fbgemm $(PEERS)/.tfra
+
+# Every version is listed, indirect ones too, so nothing is left to be chosen.
+$(PEERS)/.%: benchmarks/peers/%.txt | $(STAMP)/venv
+	scripts/setup venv $(PEERS)/$*
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/$*/bin/python -m pip install -q --no-deps -r $<
+	touch $@
 
 protos: $(STAMP)/dev
 	scripts/protos

@@ -1,20 +1,23 @@
-"""Inputs: distinct ids, rows and batches of row numbers, all from the seed of the run."""
+"""Inputs: distinct ids, rows and batches of row numbers, all from the seed of the run. Needs NumPy alone, because the
+worker processes of other libraries make the same inputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 import numpy as np
 
-import embedstore as es
 from benchmarks.harness import Settings
 
 LR = 0.05
+ZIPF_EXPONENT = 1.05
 
 
-def all_ids(settings: Settings) -> np.ndarray:
-    """uint64 [rows], distinct and without order: a bijection (splitmix64's finalizer) of consecutive numbers."""
-    x = np.arange(settings.rows, dtype=np.uint64) + np.uint64(settings.seed << 40)
+def ids_of(settings: Settings, numbers: np.ndarray) -> np.ndarray:
+    """The ids of rows by number, uint64: splitmix64's finalizer, a bijection, so distinct and without order."""
+    x = numbers.astype(np.uint64) + np.uint64(settings.seed << 40)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))
@@ -31,6 +34,11 @@ def slices(settings: Settings) -> Iterator[slice]:
     return (slice(at, min(at + settings.batch, settings.rows)) for at in range(0, settings.rows, settings.batch))
 
 
+def new_ids(settings: Settings) -> Iterator[np.ndarray]:
+    """The ids of the rows in order, a batch at a time."""
+    return (ids_of(settings, np.arange(part.start, part.stop, dtype=np.uint64)) for part in slices(settings))
+
+
 def uniform_batches(settings: Settings, number: int) -> list[np.ndarray]:
     """Row numbers of round ``number``: uint64 [batch] each, uniform, equal ones possible."""
     generator = np.random.default_rng((settings.seed, number + 1))
@@ -38,8 +46,29 @@ def uniform_batches(settings: Settings, number: int) -> list[np.ndarray]:
     return list(generator.integers(0, settings.rows, shape, dtype=np.uint64))
 
 
+def skewed_batches(settings: Settings, number: int, misses: float) -> list[np.ndarray]:
+    """Row numbers with Zipf's frequencies (exponent 1.05), many equal ones; a share ``misses`` lies beyond the rows.
+
+    The rank is drawn by inverting the integral of its density; how often a row occurs has nothing to do with where it
+    lies.
+    """
+    generator = np.random.default_rng((settings.seed, number + 1))
+    shape = (settings.batches_per_round, settings.batch)
+    power = 1.0 - ZIPF_EXPONENT
+    uniform = generator.random(shape)
+    ranks = (1.0 + uniform * ((settings.rows + 1.0) ** power - 1.0)) ** (1.0 / power)
+    step = next(
+        step for step in range(settings.rows * 5 // 8 | 1, 2 * settings.rows + 2) if gcd(step, settings.rows) == 1
+    )
+    numbers = (np.minimum(ranks.astype(np.uint64) - np.uint64(1), np.uint64(settings.rows - 1))) * np.uint64(step)
+    numbers %= np.uint64(settings.rows)
+    missing = generator.random(shape) < misses
+    numbers[missing] = generator.integers(settings.rows, 2 * settings.rows, int(missing.sum()), dtype=np.uint64)
+    return list(numbers)
+
+
 def distinct_batches(settings: Settings, number: int) -> list[np.ndarray]:
-    """The same without equal row numbers in a batch."""
+    """Uniform row numbers without equal ones in a batch."""
     generator = np.random.default_rng((settings.seed, number + 1))
     size = settings.batch
     chosen: list[np.ndarray] = []
@@ -51,10 +80,3 @@ def distinct_batches(settings: Settings, number: int) -> list[np.ndarray]:
             first = np.arange(size)
         chosen.append(np.ascontiguousarray(drawn[first[:size]]))
     return chosen
-
-
-def spec(settings: Settings, optimizer: es.Optimizer | None = None) -> es.TableSpec:
-    """The table of a workload."""
-    return es.TableSpec(
-        "items", dim=settings.dim, optimizer=optimizer or es.Adagrad(lr=LR), init=es.Uniform(0.01, seed=1)
-    )

@@ -1,13 +1,14 @@
 """Measuring: contenders take turns within a round, so that what disturbs the machine disturbs all of them.
 
 A contender's run does a fixed piece of work and returns one or more figures by name. Ratios are taken per round, then
-summed up by their median: a slow minute moves both sides and leaves the ratio alone.
+summed up by their median: a slow minute moves both sides and leaves the ratio alone. A figure named "cpu ..." goes
+beside the figure it names: wall time far above CPU time tells that the machine was busy with something else.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, thread_time
@@ -15,14 +16,17 @@ from typing import Any
 
 Figures = Mapping[str, float]
 Budgets = Mapping[tuple[str, str], float]
+Pairs = Mapping[str, Collection[str]]
+CPU = "cpu "
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line chose. ``rows`` rows of ``dim`` float32, ``batch`` ids a call, ``work_dir`` for files.
+    """What the command line chose. ``rows`` rows of ``dim`` float32, ``batch`` ids a call, ``work_dir`` for files,
+    ``peers_dir`` with the environments of other libraries.
 
     ``cpu_time``: where one thread does all the work, count its CPU time: on a machine that others use too, waiting for
-    a processor is then left out.
+    a processor is then left out. ``note``: what the sizes were adapted to, for the reader.
     """
 
     rows: int
@@ -33,7 +37,20 @@ class Settings:
     seed: int
     quick: bool
     work_dir: Path
+    peers_dir: Path
     cpu_time: bool = False
+    note: str = ""
+
+    @property
+    def rows_per_round(self) -> int:
+        """Rows that one turn of a contender works on."""
+        return self.batch * self.batches_per_round
+
+    def command(self, workload: str) -> str:
+        """The command line that measures a workload again with these settings."""
+        sizes = f"--rows {self.rows} --dim {self.dim} --batch {self.batch} --rounds {self.rounds} --seed {self.seed}"
+        options = f"{' --quick' if self.quick else ''}{' --cpu-time' if self.cpu_time else ''}"
+        return f"python -m benchmarks {workload} {sizes}{options}"
 
     def clock(self) -> str:
         """The name of the clock that counts one thread's work."""
@@ -42,6 +59,11 @@ class Settings:
     def now_s(self) -> float:
         """Seconds on the chosen clock."""
         return thread_time() if self.cpu_time else perf_counter()
+
+    @staticmethod
+    def cpu_s() -> float:
+        """Seconds of CPU time of this thread."""
+        return thread_time()
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,8 @@ class Spread:
 class Line:
     """One figure of ours beside one reference. ``ratio`` is ours over the reference; ``budget`` bounds it (DESIGN 13):
     from above where a lower figure is better, from below where a higher one is. ``limit`` bounds our own value from
-    above. ``absent`` says why there is no reference value.
+    above. ``cpu`` is the thread's CPU time of the same work, where it was taken. ``absent`` says why there is no
+    reference value.
     """
 
     workload: str
@@ -86,6 +109,7 @@ class Line:
     figure: str
     value: Spread
     reference: str
+    cpu: Spread | None = None
     reference_value: Spread | None = None
     ratio: Spread | None = None
     budget: float | None = None
@@ -119,11 +143,12 @@ def race(
     higher_is_better: bool = False,
     parameters: Mapping[str, Any] | None = None,
     warm_up: bool = True,
+    pairs: Pairs | None = None,
 ) -> list[Line]:
     """Run everyone ``settings.rounds`` times in turns, beginning with another one each round.
 
     A line for each figure that ours and a reference both give. ``budgets``: by (figure, reference name); ``limits``: by
-    figure.
+    figure. ``pairs``: for each of ours, the references that it is compared with (default all).
     """
     present = [reference for reference in references if isinstance(reference, Contender)]
     everyone = [*ours, *present]
@@ -135,25 +160,24 @@ def race(
         turn = number % len(everyone)
         for contender in [*everyone[turn:], *everyone[:turn]]:
             measured[contender.name].append(contender.run(number))
-    told = {"rows": settings.rows, "dim": settings.dim, "batch": settings.batch, "clock": settings.clock()}
-    told.update(parameters or {})
-    lines = []
+    told: dict[str, Any] = {"rows": settings.rows, "dim": settings.dim, "batch": settings.batch}
+    told |= {"clock": settings.clock(), "command": settings.command(workload), "note": settings.note}
+    told |= parameters or {}
+    lines: list[Line] = []
     for mine in ours:
+        compared = [reference for reference in references if pairs is None or reference.name in pairs[mine.name]]
         for figure in measured[mine.name][0]:
+            if figure.startswith(CPU):
+                continue
             values = [figures[figure] for figures in measured[mine.name]]
-            for reference in references:
-                line = Line(
-                    workload,
-                    case,
-                    mine.name,
-                    figure,
-                    Spread.of(values),
-                    reference.name,
-                    limit=(limits or {}).get(figure),
-                    parameters=told,
-                )
-                lines.append(_against(line, reference, values, measured, budgets or {}, higher_is_better))
-    return [line for line in lines if line is not None]
+            cpu = [figures[CPU + figure] for figures in measured[mine.name] if CPU + figure in figures]
+            line = Line(workload, case, mine.name, figure, Spread.of(values), "", Spread.of(cpu) if cpu else None)
+            line = replace(line, parameters=told)
+            against = [_against(line, one, values, measured, budgets or {}, higher_is_better) for one in compared]
+            kept = [line for line in against if line is not None]
+            # Our own bound is told, and counted, once.
+            lines += [replace(kept[0], limit=(limits or {}).get(figure)), *kept[1:]] if kept else []
+    return lines
 
 
 def _against(
@@ -164,6 +188,7 @@ def _against(
     budgets: Budgets,
     higher_is_better: bool,
 ) -> Line | None:
+    line = replace(line, reference=reference.name)
     if isinstance(reference, Absent):
         return replace(line, absent=reference.reason)
     if line.figure not in measured[reference.name][0]:
@@ -180,9 +205,11 @@ def _against(
     )
 
 
-def per_row_ns(settings: Settings, work: Callable[[Any], object], batches: Sequence[Any], num_rows: int) -> float:
-    """Nanoseconds a row of ``work`` over batches that hold ``num_rows`` rows together."""
-    begin_s = settings.now_s()
+def per_row(settings: Settings, work: Callable[[Any], object], batches: Sequence[Any]) -> Figures:
+    """Nanoseconds a row of ``work`` over the batches of one turn, by the chosen clock and by this thread's CPU time."""
+    begin_s, begin_cpu_s = settings.now_s(), settings.cpu_s()
     for batch in batches:
         work(batch)
-    return (settings.now_s() - begin_s) / num_rows * 1e9
+    taken_s, taken_cpu_s = settings.now_s() - begin_s, settings.cpu_s() - begin_cpu_s
+    rows_e9 = settings.rows_per_round / 1e9
+    return {"ns/row": taken_s / rows_e9, f"{CPU}ns/row": taken_cpu_s / rows_e9}

@@ -32,7 +32,7 @@ class Handlers:
 
     def __init__(self, num_rows: int, dim: int, pull_overhead: int, push_reply: int) -> None:
         self._known = KnownRows(num_rows, dim, 2 * dim)
-        self._known.fill(np.zeros((1, dim), np.float32))
+        self._known.fill(np.zeros((4096, dim), np.float32))
         self._dim = dim
         self._pull_overhead = pull_overhead
         self._push_reply = bytes(push_reply)

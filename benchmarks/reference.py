@@ -17,6 +17,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from benchmarks.sizes import lack_of_memory
+
 SOURCE = Path(__file__).parent / "native" / "reference.cc"
 BUILD_DIR = Path(__file__).resolve().parents[1] / "build" / "bench"
 # A limit is what this very machine can do; the two -fno- let sqrt be vectorized and change no result.
@@ -32,6 +34,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ref_rows_free": (None, (_POINTER, _SIZE)),
     "ref_gather": (None, (_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER)),
     "ref_adagrad": (None, (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _FLOAT, _FLOAT)),
+    "ref_rowwise_adagrad": (None, (_POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _FLOAT, _FLOAT)),
+    "ref_adam": (None, (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _FLOAT, ctypes.c_uint64)),
     "ref_changed": (
         _SIZE,
         (_POINTER, _POINTER, _SIZE, ctypes.c_uint64, _POINTER, _SIZE, _POINTER, _POINTER),
@@ -42,6 +46,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ref_map_free": (None, (_POINTER,)),
     "ref_map_assign": (None, (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE)),
     "ref_map_find": (None, (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE)),
+    "ref_map_erase": (None, (_POINTER, _POINTER, _SIZE)),
     "ref_map_adagrad": (None, (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _FLOAT, _FLOAT)),
 }
 
@@ -94,8 +99,11 @@ class KnownRows:
         self.rows = np.ctypeslib.as_array(pointer, (num_rows, width))
 
     def fill(self, embeddings: np.ndarray) -> None:
-        """Set the embeddings, float32 [num_rows, dim]."""
-        self.rows[:, : self.dim] = embeddings
+        """Set the embeddings to these, float32 [n, dim], over and over again; touches every page."""
+        self.rows[:, self.dim :] = 0
+        for at in range(0, self.num_rows, len(embeddings)):
+            part = self.rows[at : at + len(embeddings), : self.dim]
+            part[:] = embeddings[: len(part)]
 
     def gather(self, numbers: np.ndarray, out: np.ndarray) -> None:
         """out float32 [n, dim] = the rows ``numbers`` uint64 [n]."""
@@ -112,6 +120,18 @@ class KnownRows:
     def adagrad_from(self, numbers: np.ndarray, grads: int, lr: float, eps: float = 1e-10) -> None:
         """The same with the gradients at an address."""
         self._library.ref_adagrad(self._address, numbers.ctypes.data, len(numbers), grads, self.dim, lr, eps)
+
+    def rowwise_adagrad(self, numbers: np.ndarray, grads: np.ndarray, lr: float, eps: float = 1e-10) -> None:
+        """One row-wise Adagrad step on distinct rows whose accumulator follows the embedding."""
+        address = grads.ctypes.data
+        self._library.ref_rowwise_adagrad(
+            self._address, self.width, numbers.ctypes.data, len(numbers), address, self.dim, lr, eps
+        )
+
+    def adam(self, numbers: np.ndarray, grads: np.ndarray, lr: float, step: int) -> None:
+        """Adam with the usual constants on distinct rows of width 3 * dim; ``step`` counts the calls from 1."""
+        address = grads.ctypes.data
+        self._library.ref_adam(self._address, numbers.ctypes.data, len(numbers), address, self.dim, lr, step)
 
     def changed(self, versions: np.ndarray, ids: np.ndarray, cursor: int, ids_out: np.ndarray, out: np.ndarray) -> int:
         """Copy the whole rows whose version is above ``cursor``; returns how many."""
@@ -155,6 +175,10 @@ class HashMap:
         """out float32 [n, dim] = the rows of ``ids``."""
         self._library.ref_map_find(self._map, ids.ctypes.data, len(ids), out.ctypes.data, out.shape[1])
 
+    def erase(self, ids: np.ndarray) -> None:
+        """Remove the rows of ``ids``."""
+        self._library.ref_map_erase(self._map, ids.ctypes.data, len(ids))
+
     def adagrad(self, ids: np.ndarray, grads: np.ndarray, lr: float, eps: float = 1e-10) -> None:
         """One Adagrad step on the rows of ``ids``; the map has width 2 * dim."""
         self._library.ref_map_adagrad(self._map, ids.ctypes.data, len(ids), grads.ctypes.data, grads.shape[1], lr, eps)
@@ -180,14 +204,3 @@ def absence(kind: str, width: int, num_rows: int) -> str | None:
         # A power of two of slots, and the smaller table beside it while it doubles.
         return lack_of_memory((1 << (num_rows * 10 // 9).bit_length()) * (4 * width + 16) * 3 // 2)
     return lack_of_memory(num_rows * (4 * width + 64))
-
-
-def lack_of_memory(num_bytes: int) -> str | None:
-    """Why so many bytes had better not be taken, or None: a tenth of what is available is left alone."""
-    info = Path("/proc/meminfo")
-    if not info.exists():
-        return None
-    available = next(int(line.split()[1]) << 10 for line in info.read_text().splitlines() if "MemAvailable" in line)
-    if num_bytes <= available * 9 // 10:
-        return None
-    return f"takes {num_bytes / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"

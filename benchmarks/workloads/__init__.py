@@ -7,14 +7,19 @@ from importlib import import_module
 from benchmarks.harness import Line, Settings
 
 WORKLOADS = {
-    "pull": "reading rows in this process, against rows whose place is known and a hash map",
-    "push": "Adagrad on existing rows, distinct ids, against known rows, torch sparse Adagrad and a hash map",
+    "pull": "reading rows in this process, against rows whose place is known, a hash map and other libraries",
+    "skewed": "pulls with Zipf 1.05, duplicates and 10 % misses, against our own pulls of uniform ids",
+    "threads": "two threads that pull against one, and the same of a plain gather",
+    "push": "Adagrad, row-wise Adagrad and Adam on distinct ids, against known rows, torch, a map and other libraries",
     "insert": "new ids into a table that grows from nothing, by assign and by first push; mean and worst batch",
-    "remote": "pull, small pulls and push over loopback, against the raw handler and Redis",
+    "growth": "pull and push on all rows, against the same on a million",
     "memory": "what a row takes above its floats: growth of a fresh process, against hash maps",
     "delta": "deltas after 1 % of the rows changed, and of unchanged chunks, against a plain scan and copy",
+    "remote": "pull, small pulls and push over loopback, against the raw handler and Redis",
     "checkpoint": "a checkpoint of rows that all changed, and a restart, against one flat file of the same bytes",
 }
+GROUPS = {"table": ("pull", "skewed", "threads", "push", "insert", "growth", "memory", "delta")}
+"""Names that stand for several workloads."""
 
 
 def run(name: str, settings: Settings) -> list[Line]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import embedstore as es
-from benchmarks import data
+from benchmarks import data, tables
 from benchmarks.harness import Contender, Figures, Line, Settings, race
 
 FLAT = "one flat file of the same bytes"
@@ -22,7 +22,7 @@ def checkpoint(settings: Settings) -> list[Line]:
     """A checkpoint of rows that all changed, and a restart, against one flat file of the same bytes."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(TemporaryDirectory(dir=settings.work_dir)))
-        ids = data.all_ids(settings)
+        ids = data.ids_of(settings, np.arange(settings.rows, dtype=np.uint64))
         grads = data.some_rows(settings, settings.batch)
         held = _Held(settings, work / "store", ids, grads)
         stack.callback(held.close)
@@ -54,7 +54,7 @@ class _Held:
 
     def __init__(self, settings: Settings, path: Path, ids: np.ndarray, grads: np.ndarray) -> None:
         self._settings, self._path, self._ids, self._grads = settings, path, ids, grads
-        self._store: Any = es.open(path, tables=[data.spec(settings, es.SGD(lr=data.LR))])
+        self._store: Any = es.open(path, tables=[tables.spec(settings, tables.without_state())])
         self.bytes_written = 0
 
     def write(self, number: int) -> Figures:

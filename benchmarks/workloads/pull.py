@@ -1,7 +1,12 @@
-"""Reading rows in this process."""
+"""Reading rows in this process.
+
+Two ways, each compared with its like: into a new array every time, as a training loop does, and into one that is used
+again. New arrays cost everyone the same: malloc keeps their memory, so no page is faulted in twice.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -10,86 +15,129 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-import embedstore as es
-from benchmarks import data
-from benchmarks.harness import Absent, Contender, Figures, Line, Settings, per_row_ns, race
-from benchmarks.reference import HashMap, KnownRows, absence
+from benchmarks import data, peers, tables
+from benchmarks.harness import Absent, Contender, Figures, Line, Settings, per_row, race
+from benchmarks.reference import HashMap, KnownRows, absence, keep_memory
+from benchmarks.sizes import fitted, lack_of_memory
 
 GATHER = "C++ gather of known rows"
+GATHER_NEW = f"{GATHER}, new array"
 TORCH = "torch F.embedding, known rows"
-BUDGETS = {("ns/row", GATHER): 1.7, ("ns/row", TORCH): 1.0}
+TORCH_HUGE = f"{TORCH} on huge pages"
+TORCH_OUT = "torch.index_select(out=), known rows on huge pages"
+CUCKOO = "libcuckoo find and copy"
+STORE, TABLE, TABLE_OUT = "Store.pull", "Table.pull", "Table.pull(out=)"
+BUDGETS = {
+    ("ns/row", GATHER): 1.7,
+    ("ns/row", GATHER_NEW): 1.7,
+    ("ns/row", TORCH): 1.0,
+    ("ns/row", TORCH_HUGE): 1.0,
+}
+Pull = Callable[[np.ndarray], object]
+
+
+def row_bytes(dim: int) -> int:
+    """What our table and the gather's rows take."""
+    return 8 * dim + tables.HEADER_BYTES
 
 
 def pull(settings: Settings) -> list[Line]:
-    """Pull rows in this process, against rows whose place is known and a hash map."""
+    """Pull rows in this process, against rows whose place is known, a hash map and other libraries."""
     torch.set_num_threads(1)
-    ids = data.all_ids(settings)
-    rows = data.some_rows(settings, settings.rows)
-    store = es.open(None, tables=[data.spec(settings)])
+    keep_memory()
+    settings = fitted(settings, row_bytes)
+    rows = data.some_rows(settings, settings.batch)
     with ExitStack() as stack:
+        store = tables.filled(settings, tables.without_state(), rows)
         stack.callback(store.close)
         known = stack.enter_context(KnownRows(settings.rows, settings.dim, settings.dim))
         known.fill(rows)
-        for part in data.slices(settings):
-            store.assign("items", ids[part], rows[part])
-        references = [
-            _gather(settings, known),
-            _torch(settings, torch.from_numpy(rows)),
-            _cuckoo(settings, ids, rows, stack),
-        ]
-        return race(settings, "pull", "in process", _ours(settings, store, ids), references, budgets=BUDGETS)
+        new = [*_torch(settings, known, rows), by_number(settings, GATHER_NEW, partial(_gather_new, settings, known))]
+        new += peers.contenders(settings, "pull", stack)
+        reused = [*_known_out(settings, known), _cuckoo(settings, rows, stack)]
+        pairs = {STORE: [one.name for one in new], TABLE: [one.name for one in new]}
+        pairs[TABLE_OUT] = [one.name for one in reused]
+        ours = our_pulls(settings, store)
+        return race(settings, "pull", "uniform ids", ours, [*new, *reused], budgets=BUDGETS, pairs=pairs)
 
 
-def _ours(settings: Settings, store: Any, ids: np.ndarray) -> list[Contender]:
-    table = store.table("items")
+def our_pulls(
+    settings: Settings, store: Any, batches: Callable[[int], list[np.ndarray]] | None = None
+) -> list[Contender]:
+    """The three ways to pull; ``batches(round)`` gives row numbers (default: uniform ones)."""
+    table = store.table(tables.NAME)
     out = np.empty((settings.batch, settings.dim), np.float32)
+    draw = batches or partial(data.uniform_batches, settings)
 
-    def through_store(number: int) -> Figures:
-        batches = [ids[numbers] for numbers in data.uniform_batches(settings, number)]
-        return {"ns/row": per_row_ns(settings, lambda wanted: store.pull({"items": wanted}), batches, _rows(settings))}
+    def contender(name: str, call: Pull) -> Contender:
+        def run(number: int) -> Figures:
+            return per_row(settings, call, [data.ids_of(settings, numbers) for numbers in draw(number)])
 
-    def through_table(number: int) -> Figures:
-        batches = [ids[numbers] for numbers in data.uniform_batches(settings, number)]
-        return {"ns/row": per_row_ns(settings, lambda wanted: table.pull(wanted, out=out), batches, _rows(settings))}
+        return Contender(name, run)
 
-    return [Contender("Store.pull", through_store), Contender("Table.pull(out=)", through_table)]
+    return [
+        contender(STORE, lambda wanted: store.pull({tables.NAME: wanted})),
+        contender(TABLE, table.pull),
+        contender(TABLE_OUT, lambda wanted: table.pull(wanted, out=out)),
+    ]
 
 
-def _gather(settings: Settings, known: KnownRows) -> Contender:
-    out = np.empty((settings.batch, settings.dim), np.float32)
+def by_number(settings: Settings, name: str, call: Pull) -> Contender:
+    """A contender that is told the numbers of the rows."""
 
     def run(number: int) -> Figures:
-        batches = data.uniform_batches(settings, number)
-        return {"ns/row": per_row_ns(settings, lambda numbers: known.gather(numbers, out), batches, _rows(settings))}
+        return per_row(settings, call, data.uniform_batches(settings, number))
 
-    return Contender(GATHER, run)
-
-
-def _torch(settings: Settings, weight: torch.Tensor) -> Contender:
-    def run(number: int) -> Figures:
-        batches = [torch.from_numpy(numbers.view(np.int64)) for numbers in data.uniform_batches(settings, number)]
-        with torch.no_grad():
-            read = partial(functional.embedding, weight=weight)
-            return {"ns/row": per_row_ns(settings, read, batches, _rows(settings))}
-
-    return Contender(TORCH, run)
+    return Contender(name, run)
 
 
-def _cuckoo(settings: Settings, ids: np.ndarray, rows: np.ndarray, stack: ExitStack) -> Contender | Absent:
+def _gather_new(settings: Settings, known: KnownRows, numbers: np.ndarray) -> None:
+    known.gather(numbers, np.empty((settings.batch, settings.dim), np.float32))
+
+
+def _known_out(settings: Settings, known: KnownRows) -> list[Contender | Absent]:
+    out = np.empty((settings.batch, settings.dim), np.float32)
+    weight, out_torch = torch.from_numpy(known.rows), torch.from_numpy(out)
+
+    def select(numbers: np.ndarray) -> None:
+        torch.index_select(weight, 0, torch.from_numpy(numbers.view(np.int64)), out=out_torch)
+
+    return [
+        by_number(settings, GATHER, lambda numbers: known.gather(numbers, out)),
+        by_number(settings, TORCH_OUT, select),
+    ]
+
+
+def _torch(settings: Settings, known: KnownRows, rows: np.ndarray) -> list[Contender | Absent]:
+    """Rows in memory that torch allocated, as an nn.Embedding has them, and in the gather's huge pages."""
+
+    def contender(name: str, weight: torch.Tensor) -> Contender:
+        def read(numbers: np.ndarray) -> None:
+            functional.embedding(torch.from_numpy(numbers.view(np.int64)), weight)
+
+        return by_number(settings, name, read)
+
+    huge = contender(TORCH_HUGE, torch.from_numpy(known.rows))
+    missing = lack_of_memory(4 * settings.rows * settings.dim)
+    if missing:
+        return [Absent(TORCH, missing), huge]
+    weight = torch.empty(settings.rows, settings.dim)
+    for part in data.slices(settings):
+        weight[part] = torch.from_numpy(rows[: part.stop - part.start])
+    return [contender(TORCH, weight), huge]
+
+
+def _cuckoo(settings: Settings, rows: np.ndarray, stack: ExitStack) -> Contender | Absent:
     missing = absence("libcuckoo", settings.dim, settings.rows)
     if missing:
-        return Absent("libcuckoo find and copy", missing)
+        return Absent(CUCKOO, missing)
     cuckoo = stack.enter_context(HashMap("libcuckoo", settings.dim))
-    for part in data.slices(settings):
-        cuckoo.assign(ids[part], rows[part])
+    for ids in data.new_ids(settings):
+        cuckoo.assign(ids, rows[: len(ids)])
     out = np.empty((settings.batch, settings.dim), np.float32)
 
     def run(number: int) -> Figures:
-        batches = [ids[numbers] for numbers in data.uniform_batches(settings, number)]
-        return {"ns/row": per_row_ns(settings, lambda wanted: cuckoo.find(wanted, out), batches, _rows(settings))}
+        batches = [data.ids_of(settings, numbers) for numbers in data.uniform_batches(settings, number)]
+        return per_row(settings, lambda wanted: cuckoo.find(wanted, out), batches)
 
-    return Contender("libcuckoo find and copy", run)
-
-
-def _rows(settings: Settings) -> int:
-    return settings.batch * settings.batches_per_round
+    return Contender(CUCKOO, run)

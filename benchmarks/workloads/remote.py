@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 
 import embedstore as es
-from benchmarks import data, processes
+from benchmarks import data, processes, tables
 from benchmarks.harness import Absent, Contender, Figures, Line, Settings, race
 from benchmarks.raw_server import OPTIONS, SERVICE
 from embedstore.v1 import store_pb2
@@ -37,7 +37,7 @@ PULL_BUDGETS = {
 
 def remote(settings: Settings) -> list[Line]:
     """Pull, small pulls and push over loopback with 1 and 4 calls in flight, against the raw handler and Redis."""
-    ids = data.all_ids(settings)
+    ids = data.ids_of(settings, np.arange(settings.rows, dtype=np.uint64))
     rows = data.some_rows(settings, settings.batch)
     sizes = _Sizes.of(settings)
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def remote(settings: Settings) -> list[Line]:
         )
         store = es.connect(stack.enter_context(processes.shard_server(work)))
         stack.callback(store.close)
-        store.create_table(data.spec(settings))
+        store.create_table(tables.spec(settings))
         store.open_stream(STREAM, 0)
         for part in data.slices(settings):
             store.assign("items", ids[part], rows[: part.stop - part.start])

@@ -6,6 +6,7 @@
 namespace embedstore {
 
 inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+inline constexpr size_t kPageBytes = size_t{4} << 10;  // where the system's are larger, less can be discarded
 
 // Zeroed; `bytes` is a multiple of kHugePageBytes. Pages cost nothing until they are touched. Throws std::bad_alloc.
 void* map_huge(size_t bytes);

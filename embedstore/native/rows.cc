@@ -1,14 +1,38 @@
 #include "native/rows.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <utility>
+
+#include "native/huge_pages.h"
 
 namespace embedstore {
 namespace {
 
-constexpr size_t kSlabBytesMax = size_t{64} << 10;
+constexpr size_t kSlabBytes = size_t{32} << 10;  // at most, but for rows so long that few fit
+constexpr size_t kSlabRows = 64;                 // then at most
+constexpr size_t kFirstBytes = size_t{8} << 10;  // and at most kFirstRows
 constexpr size_t kFirstRows = 4;
+
+// What a row costs besides itself, in 1/1024 byte: the unused end of its slab; the slab's pointer and the cache line
+// that it takes at a lookup, put at 128 bytes; and the half slab that a chunk of 4096 rows leaves unused.
+size_t overhead(size_t row_bytes, size_t rows, size_t slab_bytes) noexcept {
+  return ((slab_bytes - rows * row_bytes + 128) << 10) / rows + slab_bytes / 8;
+}
+
+size_t slab_bytes_for(size_t row_bytes, size_t rows) noexcept {
+  return (rows * row_bytes + kPageBytes - 1) & ~(kPageBytes - 1);
+}
+
+size_t best_slab_rows(size_t row_bytes) noexcept {
+  size_t best = 1;
+  for (size_t rows = 2; rows * row_bytes <= kSlabBytes || rows <= kSlabRows; ++rows)
+    if (overhead(row_bytes, rows, slab_bytes_for(row_bytes, rows)) <
+        overhead(row_bytes, best, slab_bytes_for(row_bytes, best)))
+      best = rows;
+  return best;
+}
 
 }  // namespace
 
@@ -17,73 +41,93 @@ RowLayout::RowLayout(uint32_t dim_, uint32_t state_floats_, RowType stored_) noe
       state_floats(state_floats_),
       stored(stored_),
       embedding_bytes((packed_bytes(stored_, dim_) + 3) & ~size_t{3}),
-      row_bytes(sizeof(RowHeader) + embedding_bytes + sizeof(float) * state_floats_) {
-  slab_shift = 0;
-  while ((row_bytes << (slab_shift + 1)) <= kSlabBytesMax) ++slab_shift;
+      row_bytes(sizeof(RowHeader) + embedding_bytes + sizeof(float) * state_floats_),
+      slab_rows(static_cast<uint32_t>(best_slab_rows(row_bytes))),
+      slab_bytes(slab_bytes_for(row_bytes, slab_rows)) {
+  // The factor is 2^shift / slab_rows rounded up by less than 1, which adds less than row / 2^shift to the quotient:
+  // under 1 / slab_rows for every row below 2^31, so no quotient reaches the next whole number.
+  slab_shift = 32;
+  while (slab_rows >> (slab_shift - 31) != 0) ++slab_shift;
+  slab_factor = ((uint64_t{1} << slab_shift) + slab_rows - 1) / slab_rows;
 }
 
-Rows::~Rows() {
-  if (slabs_.empty()) return;
-  if (capacity_ < slab_rows()) {
-    ::operator delete(slabs_[0]);
-    return;
-  }
-  for (std::byte* slab : slabs_) pool_->release(slab);
-}
+Rows::~Rows() { free_slabs(0); }
 
 void Rows::swap(Rows& other) noexcept {
   std::swap(layout_, other.layout_);
   std::swap(pool_, other.pool_);
-  std::swap(slabs_, other.slabs_);
-  std::swap(distances_, other.distances_);
-  std::swap(base_version_, other.base_version_);
+  std::swap(origins_, other.origins_);
+  std::swap(versions_, other.versions_);
+  std::swap(free_, other.free_);
   std::swap(capacity_, other.capacity_);
   std::swap(end_, other.end_);
   std::swap(size_, other.size_);
-  std::swap(first_free_, other.first_free_);
 }
 
 size_t Rows::memory_bytes() const noexcept {
-  return capacity_ * layout_->row_bytes + distances_.capacity() * sizeof(uint32_t) + slabs_.capacity() * sizeof(void*);
+  const size_t slabs =
+      capacity_ < layout_->slab_rows ? capacity_ * layout_->row_bytes : origins_.size() * layout_->slab_bytes;
+  return slabs + versions_.memory_bytes() + free_.memory_bytes() + origins_.capacity() * sizeof(uintptr_t);
 }
 
-void Rows::grow_first_slab(size_t rows) {
-  const bool whole = rows >= slab_rows();
-  slabs_.reserve(1);
-  void* slab = whole ? pool_->allocate() : ::operator new(rows * layout_->row_bytes);
-  if (!slabs_.empty()) {
-    std::memcpy(slab, slabs_[0], end_ * layout_->row_bytes);
-    ::operator delete(slabs_[0]);
-    slabs_.clear();
-  }
-  slabs_.push_back(static_cast<std::byte*>(slab));
-  capacity_ = whole ? slab_rows() : rows;
+// What is allocated for so many rows.
+size_t Rows::capacity_for(size_t rows) const noexcept {
+  const size_t whole = layout_->slab_rows;
+  if (rows == 0) return 0;
+  size_t capacity = std::clamp(kFirstBytes / layout_->row_bytes, size_t{1}, kFirstRows);
+  while (capacity < rows && capacity < whole) capacity *= 2;
+  return capacity < whole ? capacity : (rows + whole - 1) / whole * whole;
 }
 
 void Rows::reserve(size_t more) {
   const size_t free_rows = end_ - size_;
   const size_t needed = end_ + (more > free_rows ? more - free_rows : 0);
-  if (needed >= kNoRow) throw std::bad_alloc();
-  if (needed > distances_.capacity()) distances_.reserve(std::max(needed, needed + needed / 8 + 8));
-  if (distances_.size() < needed) distances_.resize(needed, 0);
-  if (needed > capacity_ && capacity_ < slab_rows()) {
-    size_t rows = std::max(capacity_, std::min(kFirstRows, slab_rows()));
-    while (rows < needed && rows < slab_rows()) rows *= 2;
-    grow_first_slab(rows);
-  }
-  while (needed > capacity_) {
-    if (slabs_.size() == slabs_.capacity()) slabs_.reserve(slabs_.size() + slabs_.size() / 4 + 8);
-    slabs_.push_back(static_cast<std::byte*>(pool_->allocate()));
-    capacity_ += slab_rows();
+  if (needed > RowLayout::kRowsMax) throw std::bad_alloc();
+  versions_.reserve(needed);
+  free_.reserve(needed);
+  if (needed > capacity_) grow(needed);
+}
+
+void Rows::grow(size_t needed) {
+  const size_t whole = layout_->slab_rows;
+  const size_t wanted = capacity_for(needed);
+  if (capacity_ < whole) move_first_slab(std::min(wanted, whole));
+  const size_t slabs = wanted / whole;
+  if (slabs > origins_.capacity()) origins_.reserve(std::max(slabs, origins_.size() + origins_.size() / 8 + 4));
+  while (capacity_ < wanted) {
+    origins_.push_back(origin_of(pool_->allocate(), origins_.size()));
+    capacity_ += whole;
   }
 }
 
+// To memory for `capacity` rows, at most a whole slab's, of which only the first slab may be in use.
+void Rows::move_first_slab(size_t capacity) {
+  const bool whole = capacity == layout_->slab_rows;
+  origins_.reserve(1);
+  void* slab = whole ? pool_->allocate() : ::operator new(capacity * layout_->row_bytes);
+  if (end_ != 0) std::memcpy(slab, slab_at(0), end_ * layout_->row_bytes);
+  free_slabs(0);
+  origins_.push_back(origin_of(slab, 0));
+  capacity_ = capacity;
+}
+
+void Rows::free_slabs(size_t from) noexcept {
+  const bool small = capacity_ < layout_->slab_rows;
+  while (origins_.size() > from) {
+    void* slab = slab_at(origins_.size() - 1);
+    small ? ::operator delete(slab) : pool_->release(slab);
+    origins_.pop_back();
+  }
+  if (capacity_ > from * layout_->slab_rows) capacity_ = from * layout_->slab_rows;
+}
+
 uint32_t Rows::allocate(uint64_t id) noexcept {
-  uint32_t row = first_free_;
-  if (row != kNoRow) {
-    first_free_ = header(row).id_low;
+  uint32_t row = end_;
+  if (size_ == end_) {
+    ++end_;
   } else {
-    row = end_++;
+    row = free_.lowest();
+    free_.remove(row);
   }
   ++size_;
   header(row).set_id(id);
@@ -91,28 +135,41 @@ uint32_t Rows::allocate(uint64_t id) noexcept {
 }
 
 void Rows::release(uint32_t row) noexcept {
-  header(row).id_low = first_free_;
-  first_free_ = row;
-  distances_[row] = 0;
+  versions_.clear(row);
+  free_.add(row);
   --size_;
+  if (row + 1 == end_) end_ = free_.drop_tail(end_);
 }
 
-void Rows::set_newest(uint64_t version) noexcept {
-  constexpr uint64_t kDistanceMax = 0xFFFFFFFF;
-  if (version - base_version_ <= kDistanceMax) return;
-  const uint64_t base = version - kDistanceMax / 2;
-  for (uint32_t& distance : distances_) {
-    if (distance == 0) continue;
-    const uint64_t old = base_version_ + distance;
-    distance = old > base ? static_cast<uint32_t>(old - base) : 1;
+bool Rows::sparse() const noexcept {
+  return size_ == 0 ? capacity_ != 0 : capacity_for(size_t{size_} + size_ / 3) < capacity_;
+}
+
+Rows::Move Rows::compact_one() noexcept {
+  if (size_ == end_) return {kNoRow, kNoRow};
+  const Move move{end_ - 1, free_.lowest()};
+  free_.remove(move.to);
+  std::memcpy(at(move.to), at(move.from), layout_->row_bytes);
+  versions_.move(move.from, move.to);
+  end_ = free_.drop_tail(move.from);
+  return move;
+}
+
+void Rows::trim() noexcept {
+  const size_t wanted = capacity_for(end_);
+  if (wanted >= layout_->slab_rows || wanted == 0) {
+    free_slabs(wanted / layout_->slab_rows);
+  } else if (wanted < capacity_) {
+    free_slabs(1);
+    try {
+      move_first_slab(wanted);
+    } catch (const std::bad_alloc&) {
+      // It stays where it is, in more memory than it needs.
+    }
   }
-  base_version_ = base;
-}
-
-void Rows::changed_since(uint64_t version, std::vector<uint32_t>& out) const {
-  const uint64_t above = version > base_version_ ? version - base_version_ : 0;
-  for (uint32_t row = 0; row < end_; ++row)
-    if (distances_[row] > above) out.push_back(row);
+  versions_.trim(end_);
+  free_.trim(end_);
+  if (origins_.capacity() >= 2 * origins_.size()) origins_.shrink_to_fit();
 }
 
 }  // namespace embedstore

@@ -1,17 +1,16 @@
 // The rows of one chunk, addressed by number.
 //
-// A row is a header (id, first_seen, last_seen, updates), its embedding (float32, or packed as row_type.h says) and its
-// optimizer state, next to each other and 4-byte aligned. Rows lie in slabs of a fixed power-of-two number of rows
-// (about 64 KiB). The first slab starts with a few rows and doubles by moving until it has that size; from then on
-// slabs come from the table's pool and never move. Row numbers stay valid when slabs move; pointers do not outlive the
-// chunk's lock.
+// A row is a header (id, first_seen, last_seen, updates), its embedding and its optimizer state, next to each other and
+// 4-byte aligned. Rows lie in slabs of whole pages, as many as fit, and the pages of slabs that are given back go to
+// the system. The first slab starts with a few rows and doubles by moving until it is a whole one; from then on slabs
+// come from the table's pool and never move. Row numbers have no holes between slabs and stay valid when slabs move;
+// pointers do not outlive the chunk's lock. The versions of the rows stand apart (row_versions.h).
 //
-// The version that last changed each row stands apart, in one dense array, so that a delta finds changed rows without
-// touching them. Kept as 32-bit distances from a base; 0 marks a row that is not in use. When a distance would not fit,
-// the base moves up and rows older than it count as changed at the base: they may be sent once more, never missed.
-//
-// Invariants: a row number below end() is either in use (version set, reachable from the index) or in the free list,
-// which is threaded through the headers. Not synchronised: the chunk's lock protects it.
+// Invariants: a row number below end() is either in use (version set, reachable from the index) or in the set of free
+// numbers; the largest number below end() is in use. Numbers are taken lowest first, so that rows gather in the low
+// slabs, and compaction moves the last row to the lowest free number until no number is free; then trim() gives the
+// slabs behind the rows back. Nothing that removes or moves a row needs memory. Not synchronised: the chunk's lock
+// protects it.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +18,10 @@
 #include <cstring>
 #include <vector>
 
+#include "native/free_set.h"
 #include "native/index.h"
 #include "native/row_type.h"
+#include "native/row_versions.h"
 #include "native/slab_pool.h"
 
 namespace embedstore {
@@ -50,8 +51,15 @@ struct RowLayout {
   RowType stored;
   size_t embedding_bytes;  // a multiple of 4
   size_t row_bytes;
-  unsigned slab_shift;  // log2 of the rows of a slab
-  size_t slab_bytes() const noexcept { return row_bytes << slab_shift; }
+  uint32_t slab_rows;
+  size_t slab_bytes;  // whole pages
+
+  // Which slab a row is in: row / slab_rows, exact for rows below kRowsMax (Granlund and Montgomery 1994).
+  static constexpr size_t kRowsMax = size_t{1} << 31;
+  size_t slab_of(uint32_t row) const noexcept { return (row * slab_factor) >> slab_shift; }
+
+  uint64_t slab_factor;
+  unsigned slab_shift;
 };
 
 class Rows final : public RowHashes {
@@ -64,7 +72,7 @@ class Rows final : public RowHashes {
 
   const RowLayout& layout() const noexcept { return *layout_; }
   uint32_t size() const noexcept { return size_; }
-  // One past the largest row number that was ever in use.
+  // One past the largest row number in use.
   uint32_t end() const noexcept { return end_; }
   size_t memory_bytes() const noexcept;
 
@@ -73,6 +81,18 @@ class Rows final : public RowHashes {
   // The new row's header has its id; everything else is undefined, and its version unset.
   uint32_t allocate(uint64_t id) noexcept;
   void release(uint32_t row) noexcept;
+
+  // Whether moving rows together and trimming gives memory back, and leaves room for a third more rows.
+  bool sparse() const noexcept;
+  struct Move {
+    uint32_t from;
+    uint32_t to;
+  };
+  // Moves the last row, its version too, to the lowest free number; the caller tells the index. Both kNoRow when no
+  // number is free.
+  Move compact_one() noexcept;
+  // Gives back what lies behind the last row in use; what reserve() promised is gone with it.
+  void trim() noexcept;
 
   RowHeader& header(uint32_t row) noexcept { return *reinterpret_cast<RowHeader*>(at(row)); }
   const RowHeader& header(uint32_t row) const noexcept { return *reinterpret_cast<const RowHeader*>(at(row)); }
@@ -95,34 +115,37 @@ class Rows final : public RowHashes {
     __builtin_prefetch(p + bytes - 1, kWrite);
   }
 
-  bool in_use(uint32_t row) const noexcept { return distances_[row] != 0; }
-  uint64_t version(uint32_t row) const noexcept { return base_version_ + distances_[row]; }
+  bool in_use(uint32_t row) const noexcept { return versions_.in_use(row); }
+  uint64_t version(uint32_t row) const noexcept { return versions_.get(row); }
   // `version` is at most the last one given to set_newest().
-  void set_version(uint32_t row, uint64_t version) noexcept {
-    distances_[row] = version > base_version_ ? static_cast<uint32_t>(version - base_version_) : 1;
-  }
+  void set_version(uint32_t row, uint64_t version) noexcept { versions_.set(row, version); }
   // Announces the largest version that will be set, before it is.
-  void set_newest(uint64_t version) noexcept;
+  void set_newest(uint64_t version) noexcept { versions_.set_newest(version); }
   // Appends the numbers of all rows in use whose version is above `version`.
-  void changed_since(uint64_t version, std::vector<uint32_t>& out) const;
+  void changed_since(uint64_t version, std::vector<uint32_t>& out) const { versions_.changed_since(version, out); }
 
  private:
   std::byte* at(uint32_t row) const noexcept {
-    const uint32_t in_slab = row & ((uint32_t{1} << layout_->slab_shift) - 1);
-    return slabs_[row >> layout_->slab_shift] + in_slab * layout_->row_bytes;
+    return reinterpret_cast<std::byte*>(origins_[layout_->slab_of(row)] + row * layout_->row_bytes);
   }
-  void grow_first_slab(size_t rows);
-  size_t slab_rows() const noexcept { return size_t{1} << layout_->slab_shift; }
+  // Where row 0 would be if all rows lay as those of this slab do: saves a multiplication for every row reached.
+  uintptr_t origin_of(const void* memory, size_t slab) const noexcept {
+    return reinterpret_cast<uintptr_t>(memory) - slab * layout_->slab_rows * layout_->row_bytes;
+  }
+  void* slab_at(size_t slab) const noexcept { return at(static_cast<uint32_t>(slab * layout_->slab_rows)); }
+  size_t capacity_for(size_t rows) const noexcept;
+  void grow(size_t needed);
+  void move_first_slab(size_t capacity);
+  void free_slabs(size_t from) noexcept;
 
   const RowLayout* layout_;
   SlabPool* pool_;
-  std::vector<std::byte*> slabs_;
-  std::vector<uint32_t> distances_;
-  uint64_t base_version_ = 0;
-  size_t capacity_ = 0;
+  std::vector<uintptr_t> origins_;  // of the slabs
+  RowVersions versions_;
+  FreeSet free_;
+  size_t capacity_ = 0;  // less than a slab's rows: the first slab is a small one of its own
   uint32_t end_ = 0;
   uint32_t size_ = 0;
-  uint32_t first_free_ = kNoRow;
 };
 
 }  // namespace embedstore

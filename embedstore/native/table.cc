@@ -27,7 +27,7 @@ Table::Table(const TableConfig& config, const std::vector<uint64_t>& incarnation
     : config_(config),
       layout_(config.dim, config.embeddings_only ? 0 : config.optimizer.state_floats(config.dim)),
       chunk_bits_(log2_of(config.num_chunks)),
-      pools_(layout_.slab_bytes()),
+      pools_(layout_.slab_bytes),
       lr_(config.lr) {
   chunks_.reserve(num_owned());
   for (uint32_t i = 0; i < num_owned(); ++i) {

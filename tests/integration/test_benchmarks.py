@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import Absent, Contender, Settings, race
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import GROUPS, WORKLOADS
+from benchmarks.workloads.memory import ROUNDS_MAX
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those that have a budget.
-BUDGETED = {"pull", "push", "insert", "remote", "memory", "delta", "checkpoint"}
+BUDGETED = {"pull", "skewed", "threads", "push", "insert", "growth", "memory", "delta", "remote", "checkpoint"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +29,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
     """What a quick run of everything printed, its JSON lines, and the names of the files it left."""
     directory = tmp_path_factory.mktemp("bench")
     target = directory / "lines.jsonl"
-    done = run(*WORKLOADS, "--quick", "--rounds", "5", "--dir", str(directory), "--json", str(target))
+    options = ["--rounds", "5", "--dir", str(directory), "--peers", str(directory / "none"), "--json", str(target)]
+    done = run(*WORKLOADS, "--quick", *options)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     return done.stdout, lines, {path.name for path in directory.iterdir()}
@@ -46,18 +48,23 @@ def test_a_workload_prints_value_reference_and_ratio(
         if line["absent"] is None:
             assert line["reference_value"]["median"] > 0
             assert line["ratio"]["median"] > 0
-            assert line["rounds"] == 5
+            assert line["rounds"] == (ROUNDS_MAX if workload == "memory" else 5)
+        assert line["parameters"]["command"].startswith(f"python -m benchmarks {workload} ")
+        assert line["parameters"]["command"].splitlines()[0] in printed
     assert any(line["ratio"] for line in own), "some reference is always there"
     assert left == {"lines.jsonl"}, "nothing else is left behind"
 
 
 def test_the_list_names_every_workload() -> None:
     done = run("--list")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(WORKLOADS)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*WORKLOADS, *GROUPS]
     assert set(WORKLOADS) >= BUDGETED
+    assert all(set(members) <= set(WORKLOADS) for members in GROUPS.values())
 
 
-@pytest.mark.parametrize("wrong", [["nonsense"], [], ["pull", "--rounds", "1"], ["pull", "--rows", "10"]])
+@pytest.mark.parametrize(
+    "wrong", [["nonsense"], [], ["pull", "--rounds", "1"], ["pull", "--rows", "10"], ["pull", "--rows", "1,x"]]
+)
 def test_a_wrong_command_says_what_is_right(wrong: list[str]) -> None:
     done = run(*wrong)
     assert done.returncode == 2
@@ -65,7 +72,7 @@ def test_a_wrong_command_says_what_is_right(wrong: list[str]) -> None:
 
 
 def test_contenders_take_turns_and_ratios_are_of_one_round(tmp_path: Path) -> None:
-    settings = Settings(100, 4, 10, 5, 2, 1, True, tmp_path)
+    settings = Settings(100, 4, 10, 5, 2, 1, True, tmp_path, tmp_path)
     order: list[str] = []
 
     def contender(name: str, figures: list[float]) -> Contender:

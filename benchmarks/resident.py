@@ -1,5 +1,5 @@
-"""Prints by how many bytes this process grew when it filled one table or map: a process of its own for each figure,
-because memory that another measurement left behind would hide growth.
+"""Prints how the memory of this process moves when it fills one table or map, and when rows go again: a process of
+its own for each figure, because memory that another measurement left behind would hide growth.
 """
 
 from __future__ import annotations
@@ -7,27 +7,23 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
-
-import embedstore as es
-from benchmarks import data
+from benchmarks import data, tables
 from benchmarks.harness import Settings
 from benchmarks.reference import HashMap
 
 
-def fill(kind: str, settings: Settings, ids: np.ndarray, rows: np.ndarray) -> object:
+def fill(kind: str, settings: Settings) -> object:
     """A table ("ours") or hash map that holds every id."""
+    rows = data.some_rows(settings, settings.batch)
     if kind == "ours":
-        store = es.open(None, tables=[data.spec(settings, es.SGD(lr=data.LR))])
-        for part in data.slices(settings):
-            store.assign("items", ids[part], rows[: part.stop - part.start])
-        return store
+        return tables.filled(settings, tables.without_state(), rows)
     hash_map = HashMap(cast(Literal["libcuckoo", "std::unordered_map"], kind), settings.dim)
-    for part in data.slices(settings):
-        hash_map.assign(ids[part], rows[: part.stop - part.start])
+    for ids in data.new_ids(settings):
+        hash_map.assign(ids, rows[: len(ids)])
     return hash_map
 
 
@@ -41,10 +37,12 @@ def resident_bytes() -> int:
 
 def main() -> None:
     kind, rows, dim, batch, seed = sys.argv[1], *map(int, sys.argv[2:6])
-    settings = Settings(rows, dim, batch, 1, 1, seed, False, Path())
-    ids, values = data.all_ids(settings), data.some_rows(settings, batch)
+    settings = Settings(rows, dim, batch, 1, 1, seed, False, Path(), Path())
+    # What the first calls bring in once and for all is no table's.
+    held = fill(kind, replace(settings, rows=min(rows, batch)))
+    del held
     before = resident_bytes()
-    held = fill(kind, settings, ids, values)
+    held = fill(kind, settings)
     print(resident_bytes() - before)
     del held
 

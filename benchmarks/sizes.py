@@ -1,0 +1,41 @@
+"""What fits into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.harness import Settings
+
+DIMS = (64, 32, 16, 8, 4)
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping, or None where the system does not tell."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return None
+    return next(int(line.split()[1]) << 10 for line in info.read_text().splitlines() if "MemAvailable" in line)
+
+
+def lack_of_memory(num_bytes: int) -> str | None:
+    """Why so many bytes had better not be taken, or None: a tenth of what is available is left alone."""
+    available = available_bytes()
+    if available is None or num_bytes <= available * 9 // 10:
+        return None
+    return f"takes {num_bytes / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"
+
+
+def fitted(settings: Settings, row_bytes: Callable[[int], int]) -> Settings:
+    """The same with the largest dim, up to the chosen one, of which all rows fit: ``row_bytes(dim)`` each.
+
+    MemoryError when not even the smallest does.
+    """
+    lack = lack_of_memory(settings.rows * row_bytes(settings.dim))
+    if lack is None:
+        return settings
+    for dim in (dim for dim in DIMS if dim < settings.dim):
+        if lack_of_memory(settings.rows * row_bytes(dim)) is None:
+            return replace(settings, dim=dim, note=f"dim {dim} instead of {settings.dim}, which {lack}")
+    raise MemoryError(f"{settings.rows:,} rows: dim {settings.dim} {lack}, and no smaller one fits")
