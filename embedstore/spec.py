@@ -7,12 +7,26 @@ implement yet raises :class:`~embedstore.errors.UnsupportedError` naming the fie
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from embedstore.errors import InvalidArgumentError, UnsupportedError
+from embedstore.rules import FTRL as FTRL
+from embedstore.rules import SGD as SGD
+from embedstore.rules import Adagrad as Adagrad
+from embedstore.rules import Adam as Adam
+from embedstore.rules import Constant as Constant
+from embedstore.rules import Initializer as Initializer
+from embedstore.rules import Momentum as Momentum
+from embedstore.rules import Normal as Normal
+from embedstore.rules import Optimizer as Optimizer
+from embedstore.rules import RMSProp as RMSProp
+from embedstore.rules import RowwiseAdagrad as RowwiseAdagrad
+from embedstore.rules import TruncatedNormal as TruncatedNormal
+from embedstore.rules import Uniform as Uniform
+from embedstore.rules import Zeros as Zeros
+from embedstore.rules import check_finite, check_integer
 from embedstore.v1 import spec_pb2
 
 DIM_MAX = 4096
@@ -21,172 +35,6 @@ NUM_CHUNKS_DEFAULT = 256
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 OnMiss = Literal["zeros", "init"]
-
-
-def _finite(owner: object, name: str, *, minimum: float | None = None, above: float | None = None) -> None:
-    value = getattr(owner, name)
-    label = f"{type(owner).__name__}.{name}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidArgumentError(label, f"must be a finite number, not {value!r}")
-    if minimum is not None and value < minimum:
-        raise InvalidArgumentError(label, f"must be >= {minimum}, not {value!r}")
-    if above is not None and value <= above:
-        raise InvalidArgumentError(label, f"must be > {above}, not {value!r}")
-
-
-def _beta(owner: object, name: str) -> None:
-    _finite(owner, name, minimum=0.0)
-    if getattr(owner, name) >= 1.0:
-        raise InvalidArgumentError(f"{type(owner).__name__}.{name}", "must be < 1")
-
-
-def _integer(label: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Base of the server-side optimizers; ``lr`` is the learning rate of pushes that give none."""
-
-    lr: float
-    weight_decay: float = field(default=0.0, kw_only=True)
-    clip_norm: float | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        _finite(self, "lr", minimum=0.0)
-        _finite(self, "weight_decay", minimum=0.0)
-        if self.clip_norm is not None:
-            _finite(self, "clip_norm", above=0.0)
-
-
-@dataclass(frozen=True)
-class SGD(Optimizer):
-    """``w -= lr * g``."""
-
-
-@dataclass(frozen=True)
-class Momentum(Optimizer):
-    """``v = beta * v + g; w -= lr * v``."""
-
-    beta: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _beta(self, "beta")
-
-
-@dataclass(frozen=True)
-class Adagrad(Optimizer):
-    """``s += g * g; w -= lr * g / (sqrt(s) + eps)`` (Duchi et al. 2011); ``s`` starts at ``initial_accumulator``."""
-
-    initial_accumulator: float = 0.0
-    eps: float = 1e-10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _finite(self, "initial_accumulator", minimum=0.0)
-        _finite(self, "eps", above=0.0)
-
-
-@dataclass(frozen=True)
-class RowwiseAdagrad(Optimizer):
-    """Adagrad with one accumulator a row: the mean of the squared gradient."""
-
-    initial_accumulator: float = 0.0
-    eps: float = 1e-10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _finite(self, "initial_accumulator", minimum=0.0)
-        _finite(self, "eps", above=0.0)
-
-
-@dataclass(frozen=True)
-class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015, algorithm 1) with a step count a row: the row's ``updates``."""
-
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _beta(self, "beta1")
-        _beta(self, "beta2")
-        _finite(self, "eps", above=0.0)
-
-
-@dataclass(frozen=True)
-class RMSProp(Optimizer):
-    """``s = decay * s + (1 - decay) * g * g; w -= lr * g / (sqrt(s) + eps)``."""
-
-    decay: float = 0.99
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _beta(self, "decay")
-        _finite(self, "eps", above=0.0)
-
-
-@dataclass(frozen=True)
-class FTRL(Optimizer):
-    """FTRL-Proximal (McMahan et al. 2013, algorithm 1)."""
-
-    beta: float = 1.0
-    l1: float = 0.0
-    l2: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("beta", "l1", "l2"):
-            _finite(self, name, minimum=0.0)
-
-
-@dataclass(frozen=True)
-class Initializer:
-    """Base of the initializers: pure functions of (seed, id), the same in every process."""
-
-
-@dataclass(frozen=True)
-class Zeros(Initializer):
-    """All zeros."""
-
-
-@dataclass(frozen=True)
-class Constant(Initializer):
-    """Every number is ``value``."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        _finite(self, "value")
-
-
-@dataclass(frozen=True)
-class _Seeded(Initializer):
-    scale: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _finite(self, "scale", minimum=0.0)
-        _integer(f"{type(self).__name__}.seed", self.seed, 0, 2**64 - 1)
-
-
-@dataclass(frozen=True)
-class Uniform(_Seeded):
-    """Uniform in [-scale, scale)."""
-
-
-@dataclass(frozen=True)
-class Normal(_Seeded):
-    """Normal with standard deviation ``scale``."""
-
-
-@dataclass(frozen=True)
-class TruncatedNormal(_Seeded):
-    """Normal with standard deviation ``scale``, redrawn outside two of them."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +55,8 @@ class MinCount(Admission):
     memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _integer("MinCount.count", self.count, 1, 2**31 - 1)
-        _integer("MinCount.memory_bytes", self.memory_bytes, 0, 2**40)
+        check_integer("MinCount.count", self.count, 1, 2**31 - 1)
+        check_integer("MinCount.memory_bytes", self.memory_bytes, 0, 2**40)
 
 
 @dataclass(frozen=True)
@@ -224,11 +72,11 @@ class Probability(Admission):
     memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _finite(self, "p", above=0.0)
+        check_finite(self, "p", above=0.0)
         if self.p > 1.0:
             raise InvalidArgumentError("Probability.p", "must be <= 1")
-        _integer("Probability.seed", self.seed, 0, 2**64 - 1)
-        _integer("Probability.memory_bytes", self.memory_bytes, 0, 2**40)
+        check_integer("Probability.seed", self.seed, 0, 2**64 - 1)
+        check_integer("Probability.memory_bytes", self.memory_bytes, 0, 2**40)
 
 
 @dataclass(frozen=True)
@@ -239,8 +87,7 @@ class TableSpec:
     value). ``num_chunks`` is a power of two and fixed for the table's life. ``ttl_s`` (seconds since last_seen),
     ``rows_max`` and ``bytes_max`` (None: no bound) and ``admission`` (None: every id) decide what may live in it.
 
-    This release serves SGD, Adagrad and Adam, without weight_decay and clip_norm, and Zeros, Constant and Uniform. A
-    store refuses all else, and admission, ttl_s, rows_max and bytes_max, with :class:`UnsupportedError`.
+    This release refuses admission, ttl_s, rows_max and bytes_max with :class:`UnsupportedError`.
     """
 
     name: str
@@ -259,8 +106,8 @@ class TableSpec:
             raise InvalidArgumentError(
                 "TableSpec.name", f"must be 1-63 of a-z 0-9 _ . - and start with a letter or digit, not {self.name!r}"
             )
-        _integer("TableSpec.dim", self.dim, 1, DIM_MAX)
-        _integer("TableSpec.num_chunks", self.num_chunks, 1, NUM_CHUNKS_MAX)
+        check_integer("TableSpec.dim", self.dim, 1, DIM_MAX)
+        check_integer("TableSpec.num_chunks", self.num_chunks, 1, NUM_CHUNKS_MAX)
         if self.num_chunks & (self.num_chunks - 1):
             raise InvalidArgumentError("TableSpec.num_chunks", f"must be a power of two, not {self.num_chunks}")
         for name, kind in (("optimizer", Optimizer), ("init", Initializer)):
@@ -272,23 +119,13 @@ class TableSpec:
         if self.on_miss not in ("zeros", "init"):
             raise InvalidArgumentError("TableSpec.on_miss", f'must be "zeros" or "init", not {self.on_miss!r}')
         if self.ttl_s is not None:
-            _finite(self, "ttl_s", above=0.0)
+            check_finite(self, "ttl_s", above=0.0)
         for name in ("rows_max", "bytes_max"):
             if getattr(self, name) is not None:
-                _integer(f"TableSpec.{name}", getattr(self, name), 1, 2**63 - 1)
+                check_integer(f"TableSpec.{name}", getattr(self, name), 1, 2**63 - 1)
 
     def check_supported(self) -> None:
         """Raise :class:`UnsupportedError`, naming the field, for what this release cannot do yet."""
-        if not isinstance(self.optimizer, SGD | Adagrad | Adam):
-            problem = f"{type(self.optimizer).__name__} is not supported yet; SGD, Adagrad and Adam are"
-            raise UnsupportedError("TableSpec.optimizer", problem)
-        if self.optimizer.weight_decay:
-            raise UnsupportedError("TableSpec.optimizer.weight_decay", "is not supported yet")
-        if self.optimizer.clip_norm is not None:
-            raise UnsupportedError("TableSpec.optimizer.clip_norm", "is not supported yet")
-        if not isinstance(self.init, Zeros | Constant | Uniform):
-            problem = f"{type(self.init).__name__} is not supported yet; Zeros, Constant and Uniform are"
-            raise UnsupportedError("TableSpec.init", problem)
         for name in ("admission", "ttl_s", "rows_max", "bytes_max"):
             if getattr(self, name) is not None:
                 raise UnsupportedError(f"TableSpec.{name}", "is not supported yet")

@@ -18,7 +18,8 @@ from embedstore.deltas import DeltaInfo as DeltaInfo
 from embedstore.deltas import delta_info as delta_info
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Ids, Origin, Rows, TableStats, as_ids, as_rows, check_position, check_stream_name
-from embedstore.spec import SGD, Adagrad, Adam, Constant, TableSpec, Uniform
+from embedstore.rules import init_arguments, optimizer_arguments
+from embedstore.spec import TableSpec
 
 TOMBSTONES_PER_CHUNK_MAX = 8192
 """Removals that a chunk remembers; followers further behind get the full chunk."""
@@ -73,8 +74,8 @@ class Table:
             num_chunks=spec.num_chunks,
             chunk_begin=chunks.start,
             chunk_end=chunks.stop,
-            **_optimizer_arguments(spec),
-            **_init_arguments(spec),
+            **optimizer_arguments(spec.optimizer),
+            **init_arguments(spec.init),
             init_on_miss=spec.on_miss == "init",
             embeddings_only=embeddings_only,
             tombstones_max=tombstones_max,
@@ -352,27 +353,3 @@ def _checked_positions(watermarks: Mapping[str, int]) -> dict[str, int]:
 
 def _without_lr(spec: TableSpec) -> TableSpec:
     return replace(spec, optimizer=replace(spec.optimizer, lr=0.0))
-
-
-def _optimizer_arguments(spec: TableSpec) -> dict[str, Any]:
-    optimizer = spec.optimizer
-    arguments = {"lr": optimizer.lr, "initial_accumulator": 0.0, "eps": 0.0, "beta1": 0.0, "beta2": 0.0}
-    match optimizer:
-        case SGD():
-            return arguments | {"optimizer": 1}
-        case Adagrad():
-            extra = {"initial_accumulator": optimizer.initial_accumulator, "eps": optimizer.eps}
-            return arguments | {"optimizer": 3} | extra
-        case Adam():
-            extra = {"eps": optimizer.eps, "beta1": optimizer.beta1, "beta2": optimizer.beta2}
-            return arguments | {"optimizer": 5} | extra
-    raise AssertionError(f"check_supported() let {optimizer!r} through")
-
-
-def _init_arguments(spec: TableSpec) -> dict[str, Any]:
-    match spec.init:
-        case Constant(value):
-            return {"init": 1, "init_scale": value, "init_seed": 0}
-        case Uniform(scale, seed):
-            return {"init": 2, "init_scale": scale, "init_seed": seed}
-    return {"init": 0, "init_scale": 0.0, "init_seed": 0}

@@ -1,8 +1,7 @@
 """A small, slow and obvious store: what every real store must be indistinguishable from.
 
 Dicts of rows, one watermark map a table, one snapshot for what a checkpoint holds. No threads, no files, no native
-code; ``crash()`` is what is left after a kill. Rows are float32 and computed in float32, optimizer by optimizer, in
-the plainest order, so that comparisons need only a rounding tolerance.
+code; ``crash()`` is what is left after a kill. Rows start and learn as in ``model_optimizers``.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from model_optimizers import initial_embedding, initial_state, learn
 
 from embedstore.errors import (
     ClosedError,
@@ -40,7 +40,7 @@ from embedstore.interface import (
     check_position,
     check_stream_name,
 )
-from embedstore.spec import SGD, Adagrad, Adam, Constant, TableSpec, Zeros
+from embedstore.spec import TableSpec
 
 TOLERANCE_MS = 60_000
 
@@ -81,39 +81,10 @@ def chunk_of(key: int, num_chunks: int) -> int:
     return key * num_chunks >> 64
 
 
-def initial_row(spec: TableSpec) -> np.ndarray:
-    if isinstance(spec.init, Zeros):
+def missing_row(spec: TableSpec, key: int) -> np.ndarray:
+    if spec.on_miss == "zeros":
         return np.zeros(spec.dim, np.float32)
-    assert isinstance(spec.init, Constant), "the model knows the initializers that need no random numbers"
-    return np.full(spec.dim, spec.init.value, np.float32)
-
-
-def initial_state(spec: TableSpec) -> list[np.ndarray]:
-    if isinstance(spec.optimizer, Adagrad):
-        return [np.full(spec.dim, spec.optimizer.initial_accumulator, np.float32)]
-    if isinstance(spec.optimizer, Adam):
-        return [np.zeros(spec.dim, np.float32), np.zeros(spec.dim, np.float32)]
-    return []
-
-
-def learn(row: ModelRow, grad: np.ndarray, spec: TableSpec, lr: float) -> None:
-    rule = spec.optimizer
-    row.updates += 1
-    if isinstance(rule, SGD):
-        row.embedding = row.embedding - np.float32(lr) * grad
-    elif isinstance(rule, Adagrad):
-        row.state[0] = row.state[0] + grad * grad
-        row.embedding = row.embedding - np.float32(lr) * grad / (np.sqrt(row.state[0]) + np.float32(rule.eps))
-    else:
-        assert isinstance(rule, Adam)
-        mean, square = row.state
-        mean = np.float32(rule.beta1) * mean + np.float32(1 - rule.beta1) * grad
-        square = np.float32(rule.beta2) * square + np.float32(1 - rule.beta2) * grad * grad
-        row.state = [mean, square]
-        corrected = mean / np.float32(1 - rule.beta1**row.updates)
-        scale = np.sqrt(square / np.float32(1 - rule.beta2**row.updates)) + np.float32(rule.eps)
-        row.embedding = row.embedding - np.float32(lr) * corrected / scale
-    row.embedding = row.embedding.astype(np.float32)
+    return initial_embedding(spec.init, key, spec.dim)
 
 
 def check_time(event_time_ms: int | None) -> None:
@@ -338,8 +309,7 @@ class ModelStore:
         return self._tables[name]
 
     def _rows(self, table: ModelTable, keys: list[int]) -> Rows:
-        miss = np.zeros(table.spec.dim, np.float32) if table.spec.on_miss == "zeros" else initial_row(table.spec)
-        rows = [table.rows.get(key, ModelRow(miss, [])) for key in keys]
+        rows = [table.rows.get(key) or ModelRow(missing_row(table.spec, key), []) for key in keys]
         return Rows(
             np.array([row.embedding for row in rows], np.float32).reshape(len(keys), table.spec.dim),
             np.array([key in table.rows for key in keys], bool),
@@ -378,7 +348,9 @@ class ModelStore:
             latest[key] = time if known is None else max(known, time or 0)
         lr = table.spec.optimizer.lr if push.lr is None else push.lr
         for key, grad in sums.items():
-            learn(self._touch(table, key, latest[key]), grad, table.spec, lr)
+            row = self._touch(table, key, latest[key])
+            row.updates += 1
+            learn(table.spec.optimizer, row.embedding, row.state, grad, lr, row.updates)
 
     def _touch(self, table: ModelTable, key: int, time_ms: int | None) -> ModelRow:
         chunk = chunk_of(key, table.spec.num_chunks)
@@ -390,7 +362,8 @@ class ModelStore:
             table.clocks_ms[chunk] = max(clock, time_ms)
         row = table.rows.get(key)
         if row is None:
-            row = table.rows[key] = ModelRow(initial_row(table.spec), initial_state(table.spec))
+            first = initial_embedding(table.spec.init, key, table.spec.dim)
+            row = table.rows[key] = ModelRow(first, initial_state(table.spec.optimizer, table.spec.dim))
             row.first_seen_s = time_ms // 1000
         row.last_seen_s = max(row.last_seen_s, time_ms // 1000)
         return row

@@ -10,44 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from model_optimizers import initial_embedding, initial_state, learn, mix64
 
 from embedstore.errors import DeltaGapError, GapError, UnknownStreamError
 from embedstore.interface import Origin, Rows
-from embedstore.spec import SGD, Adagrad, Adam, Constant, TableSpec, Uniform
+from embedstore.spec import TableSpec, Zeros
 
-MASK = 2**64 - 1
 FUTURE_TOLERANCE_MS = 60_000
 F = np.float32
-
-
-def mix64(x: int) -> int:
-    """The finalizer of splitmix64."""
-    x ^= x >> 30
-    x = x * 0xBF58476D1CE4E5B9 & MASK
-    x ^= x >> 27
-    x = x * 0x94D049BB133111EB & MASK
-    return x ^ (x >> 31)
 
 
 def chunk_of(key: int, num_chunks: int) -> int:
     """The top bits of the hash."""
     return mix64(key) >> (65 - num_chunks.bit_length()) if num_chunks > 1 else 0
-
-
-def initial_embedding(spec: TableSpec, key: int) -> np.ndarray:
-    """The first embedding of an id, float32 [dim]."""
-    match spec.init:
-        case Constant(value):
-            return np.full(spec.dim, value, F)
-        case Uniform(scale, seed):
-            start = mix64(key ^ mix64(seed))
-            halves = []
-            for k in range((spec.dim + 1) // 2):
-                bits = mix64((start + (k + 1) * 0x9E3779B97F4A7C15) & MASK)
-                halves += [bits & 0xFFFFFFFF, bits >> 32]
-            centred = np.array([(half >> 8) - 2**23 for half in halves[: spec.dim]], np.float64)
-            return (centred * 2.0**-23).astype(F) * F(scale)
-    return np.zeros(spec.dim, F)
 
 
 @dataclass
@@ -98,10 +73,8 @@ class ModelTable:
 
     def pull_rows(self, keys: Sequence[int]) -> Rows:
         rows = [self.chunk(key).rows.get(key) for key in keys]
-        missing = [
-            initial_embedding(self.spec, key) if self.spec.on_miss == "init" else np.zeros(self.spec.dim, F)
-            for key in keys
-        ]
+        init = self.spec.init if self.spec.on_miss == "init" else Zeros()
+        missing = [initial_embedding(init, key, self.spec.dim) for key in keys]
         embeddings = [miss if row is None else row.embedding for row, miss in zip(rows, missing, strict=True)]
         return Rows(
             embeddings=np.array(embeddings, F).reshape(len(keys), self.spec.dim),
@@ -137,7 +110,7 @@ class ModelTable:
                 row.last_seen_s = max(row.last_seen_s, max(seen_ms) // 1000)
                 chunk.clock_ms = max(chunk.clock_ms, *seen_ms)
                 row.updates += 1
-                self._learn(row, gradient, F(lr))
+                learn(self.spec.optimizer, row.embedding, row.state, gradient, lr, row.updates)
                 row.version = chunk.version
 
     def assign(
@@ -196,28 +169,9 @@ class ModelTable:
     def _row(self, chunk: ModelChunk, key: int, seconds: int) -> ModelRow:
         chunk.tombstones.pop(key, None)
         if key not in chunk.rows:
-            dim = self.spec.dim
-            state = {SGD: [], Adagrad: [np.full(dim, getattr(self.spec.optimizer, "initial_accumulator", 0), F)]}.get(
-                type(self.spec.optimizer), [np.zeros(dim, F), np.zeros(dim, F)]
-            )
-            chunk.rows[key] = ModelRow(initial_embedding(self.spec, key), state, seconds, seconds)
+            state = initial_state(self.spec.optimizer, self.spec.dim)
+            chunk.rows[key] = ModelRow(initial_embedding(self.spec.init, key, self.spec.dim), state, seconds, seconds)
         return chunk.rows[key]
-
-    def _learn(self, row: ModelRow, gradient: np.ndarray, lr: np.float32) -> None:
-        match self.spec.optimizer:
-            case SGD():
-                row.embedding -= lr * gradient
-            case Adagrad(eps=eps):
-                (s,) = row.state
-                s += gradient * gradient
-                row.embedding -= lr * gradient / (np.sqrt(s) + F(eps))
-            case Adam(beta1=beta1, beta2=beta2, eps=eps):
-                m, v = row.state
-                m[:] = F(beta1) * m + (F(1) - F(beta1)) * gradient
-                v[:] = F(beta2) * v + (F(1) - F(beta2)) * (gradient * gradient)
-                first = F(1.0 - float(F(beta1)) ** row.updates)
-                second = F(1.0 - float(F(beta2)) ** row.updates)
-                row.embedding -= lr * (m / first) / (np.sqrt(v / second) + F(eps))
 
     # --- streams and sync
 

@@ -19,14 +19,15 @@ using RowsOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t num_chunks, uint32_t chunk_begin,
                uint32_t chunk_end, uint32_t optimizer, float lr, float initial_accumulator, float eps, float beta1,
-               float beta2, uint32_t init, float init_scale, uint64_t init_seed, bool init_on_miss,
-               bool embeddings_only, size_t tombstones_max, const IdArray& incarnations) {
+               float beta2, float l1, float l2, float weight_decay, float clip_norm, uint32_t init, float init_scale,
+               uint64_t init_seed, bool init_on_miss, bool embeddings_only, size_t tombstones_max,
+               const IdArray& incarnations) {
   if (dim == 0 || dim > 4096) raise_invalid("dim", "must be from 1 to 4096");
   if (num_chunks == 0 || num_chunks > (1u << 16) || (num_chunks & (num_chunks - 1)) != 0)
     raise_invalid("num_chunks", "must be a power of two up to 65536");
   if (chunk_begin > chunk_end || chunk_end > num_chunks) raise_invalid("chunks", "must lie in [0, num_chunks]");
-  if (optimizer != 1 && optimizer != 3 && optimizer != 5) raise_invalid("optimizer", "is of an unknown kind");
-  if (init > 2) raise_invalid("init", "is of an unknown kind");
+  if (optimizer == 0 || optimizer >= Optimizer::kKinds) raise_invalid("optimizer", "is of an unknown kind");
+  if (init > 4) raise_invalid("init", "is of an unknown kind");
   if (incarnations.shape(0) != chunk_end - chunk_begin) raise_invalid("incarnations", "needs one a chunk");
   std::vector<uint64_t> numbers(incarnations.data(), incarnations.data() + incarnations.shape(0));
   for (const uint64_t number : numbers)
@@ -34,7 +35,8 @@ void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t
   TableConfig config;
   config.num_chunks = num_chunks;
   config.dim = dim;
-  config.optimizer = {static_cast<Optimizer::Kind>(optimizer), initial_accumulator, eps, beta1, beta2};
+  config.optimizer = {
+      static_cast<Optimizer::Kind>(optimizer), initial_accumulator, eps, beta1, beta2, l1, l2, weight_decay, clip_norm};
   config.init = {static_cast<Initializer::Kind>(init), init_scale, init_seed};
   config.embeddings_only = embeddings_only;
   config.tombstones_max = tombstones_max;
@@ -206,11 +208,13 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
       module, "Table", "One table of this process. Every method may be called from any thread and drops the GIL.");
   table.def("__init__", &construct, nb::kw_only(), nb::arg("name"), nb::arg("dim"), nb::arg("num_chunks"),
             nb::arg("chunk_begin"), nb::arg("chunk_end"), nb::arg("optimizer"), nb::arg("lr"),
-            nb::arg("initial_accumulator"), nb::arg("eps"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("init"),
-            nb::arg("init_scale"), nb::arg("init_seed"), nb::arg("init_on_miss"), nb::arg("embeddings_only"),
-            nb::arg("tombstones_max"), nb::arg("incarnations"),
-            "optimizer: 1 SGD, 3 Adagrad, 5 Adam. init: 0 zeros, 1 constant, 2 uniform. incarnations: nonzero uint64, "
-            "one for each owned chunk.");
+            nb::arg("initial_accumulator"), nb::arg("eps"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("l1"),
+            nb::arg("l2"), nb::arg("weight_decay"), nb::arg("clip_norm"), nb::arg("init"), nb::arg("init_scale"),
+            nb::arg("init_seed"), nb::arg("init_on_miss"), nb::arg("embeddings_only"), nb::arg("tombstones_max"),
+            nb::arg("incarnations"),
+            "optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL "
+            "(beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. "
+            "incarnations: nonzero uint64, one for each owned chunk.");
   table.def(
       "__len__", [](const NamedTable& self) { return self.table.size(); }, "Rows.",
       nb::call_guard<nb::gil_scoped_release>());

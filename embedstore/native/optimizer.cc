@@ -2,122 +2,92 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-// Each kernel is written once and compiled for several instruction sets; one of them is chosen when the program starts.
-#if defined(__x86_64__)
-#define EMBEDSTORE_DISPATCH 1
-#else
-#define EMBEDSTORE_DISPATCH 0
-#endif
-#define EMBEDSTORE_INLINE inline __attribute__((always_inline))
+#include "native/optimizer_kernels.h"
 
 namespace embedstore {
-namespace {
 
-EMBEDSTORE_INLINE void sgd_body(float* w, const float* g, uint32_t dim, float lr) noexcept {
-  for (uint32_t d = 0; d < dim; ++d) w[d] -= lr * g[d];
-}
-
-EMBEDSTORE_INLINE void adagrad_body(float* __restrict w, float* __restrict s, const float* __restrict g, uint32_t dim,
-                                    float lr, float eps) noexcept {
-  for (uint32_t d = 0; d < dim; ++d) {
-    s[d] += g[d] * g[d];
-    w[d] -= lr * g[d] / (std::sqrt(s[d]) + eps);
+void BiasCorrection::prepare(float beta) noexcept {
+  double base = static_cast<double>(beta);
+  for (digits_ = 0; base > 0x1p-26 && digits_ < kDigitsMax; ++digits_) {
+    double* powers = powers_[digits_];
+    powers[0] = 1.0;
+    for (unsigned i = 1; i < (1u << kBits); ++i) powers[i] = powers[i - 1] * base;
+    base = powers[(1u << kBits) - 1] * base;
   }
 }
 
-struct AdamStep {
-  float lr, eps, beta1, beta2, correction1, correction2;
-};
+double BiasCorrection::operator()(uint32_t updates) const noexcept {
+  if ((updates >> (kBits * digits_)) != 0) return 1.0;
+  double power = 1.0;
+  for (unsigned k = 0; updates != 0; ++k, updates >>= kBits) power *= powers_[k][updates & ((1u << kBits) - 1)];
+  return 1.0 - power;
+}
 
-EMBEDSTORE_INLINE void adam_body(float* __restrict w, float* __restrict m, float* __restrict v,
-                                 const float* __restrict g, uint32_t dim, const AdamStep& step) noexcept {
-  const float rest1 = 1.0f - step.beta1;
-  const float rest2 = 1.0f - step.beta2;
-  for (uint32_t d = 0; d < dim; ++d) {
-    m[d] = step.beta1 * m[d] + rest1 * g[d];
-    v[d] = step.beta2 * v[d] + rest2 * (g[d] * g[d]);
-    w[d] -= step.lr * (m[d] / step.correction1) / (std::sqrt(v[d] / step.correction2) + step.eps);
+uint32_t Optimizer::state_floats(uint32_t dim) const noexcept {
+  switch (kind) {
+    case Kind::kSgd:
+      return 0;
+    case Kind::kRowwiseAdagrad:
+      return 1;
+    case Kind::kMomentum:
+    case Kind::kAdagrad:
+    case Kind::kRmsProp:
+      return dim;
+    case Kind::kAdam:
+    case Kind::kFtrl:
+      return 2 * dim;
   }
+  return 0;
 }
-
-EMBEDSTORE_INLINE bool finite_body(const float* values, size_t count) noexcept {
-  constexpr uint32_t kExponent = 0x7F800000;
-  uint32_t bad = 0;
-  for (size_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof bits);
-    bad |= static_cast<uint32_t>((bits & kExponent) == kExponent);
-  }
-  return bad == 0;
-}
-
-struct Kernels {
-  void (*sgd)(float*, const float*, uint32_t, float) noexcept;
-  void (*adagrad)(float*, float*, const float*, uint32_t, float, float) noexcept;
-  void (*adam)(float*, float*, float*, const float*, uint32_t, const AdamStep&) noexcept;
-  bool (*finite)(const float*, size_t) noexcept;
-};
-
-#define EMBEDSTORE_KERNELS(NAME, TARGET)                                                                            \
-  TARGET void sgd_##NAME(float* w, const float* g, uint32_t dim, float lr) noexcept { sgd_body(w, g, dim, lr); }    \
-  TARGET void adagrad_##NAME(float* w, float* s, const float* g, uint32_t dim, float lr, float eps) noexcept {      \
-    adagrad_body(w, s, g, dim, lr, eps);                                                                            \
-  }                                                                                                                 \
-  TARGET void adam_##NAME(float* w, float* m, float* v, const float* g, uint32_t dim, const AdamStep& s) noexcept { \
-    adam_body(w, m, v, g, dim, s);                                                                                  \
-  }                                                                                                                 \
-  TARGET bool finite_##NAME(const float* values, size_t count) noexcept { return finite_body(values, count); }      \
-  constexpr Kernels k_##NAME = {sgd_##NAME, adagrad_##NAME, adam_##NAME, finite_##NAME};
-
-EMBEDSTORE_KERNELS(portable, )
-#if EMBEDSTORE_DISPATCH
-EMBEDSTORE_KERNELS(avx2, __attribute__((target("avx2"))))
-EMBEDSTORE_KERNELS(avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512"))))
-#endif
-
-const Kernels& choose() noexcept {
-#if EMBEDSTORE_DISPATCH
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq"))
-    return k_avx512;
-  if (__builtin_cpu_supports("avx2")) return k_avx2;
-#endif
-  return k_portable;
-}
-
-const Kernels& kernels() noexcept {
-  static const Kernels& chosen = choose();
-  return chosen;
-}
-
-float bias_correction(float beta, uint32_t updates) noexcept {
-  return static_cast<float>(1.0 - std::pow(static_cast<double>(beta), static_cast<double>(updates)));
-}
-
-}  // namespace
 
 void Optimizer::init_state(float* state, uint32_t dim) const noexcept {
-  std::fill_n(state, state_floats(dim), kind == Kind::kAdagrad ? initial_accumulator : 0.0f);
+  const bool accumulates = kind == Kind::kAdagrad || kind == Kind::kRowwiseAdagrad;
+  std::fill_n(state, state_floats(dim), accumulates ? initial_accumulator : 0.0f);
+}
+
+Optimizer::Step Optimizer::prepare(uint32_t dim, float lr, InstructionSet set) const noexcept {
+  const OptimizerKernels& kernels = optimizer_kernels(set);
+  const auto& of_kind = kernels.steps[static_cast<uint32_t>(kind)];
+  const bool decays = weight_decay != 0;
+  Step step;
+  step.kernel_ = of_kind[static_cast<int>(decays ? GradientMode::kDecayed : GradientMode::kPlain)];
+  step.scaling_kernel_ = of_kind[static_cast<int>(decays ? GradientMode::kDecayed : GradientMode::kScaled)];
+  step.square_sum_ = kernels.square_sum;
+  step.clip_norm_ = clip_norm;
+  step.rule_.dim = dim;
+  step.rule_.lr = lr;
+  step.rule_.eps = eps;
+  step.rule_.beta1 = beta1;
+  step.rule_.beta2 = beta2;
+  step.rule_.l1 = l1;
+  step.rule_.l2 = l2;
+  step.rule_.weight_decay = weight_decay;
+  if (kind == Kind::kAdam) {
+    step.rule_.first.prepare(beta1);
+    step.rule_.second.prepare(beta2);
+  }
+  return step;
+}
+
+void Optimizer::Step::clipped(float* row, float* state, const float* gradient, uint32_t updates) const noexcept {
+  const double norm = std::sqrt(square_sum_(gradient, rule_.dim));
+  const double bound = static_cast<double>(clip_norm_);
+  if (norm > bound) {
+    scaling_kernel_(rule_, row, state, gradient, updates, bound / norm);
+  } else {
+    kernel_(rule_, row, state, gradient, updates, 1.0);
+  }
 }
 
 void Optimizer::apply(float* row, float* state, const float* gradient, uint32_t dim, float lr,
                       uint32_t updates) const noexcept {
-  switch (kind) {
-    case Kind::kSgd:
-      kernels().sgd(row, gradient, dim, lr);
-      return;
-    case Kind::kAdagrad:
-      kernels().adagrad(row, state, gradient, dim, lr, eps);
-      return;
-    case Kind::kAdam:
-      kernels().adam(row, state, state + dim, gradient, dim,
-                     {lr, eps, beta1, beta2, bias_correction(beta1, updates), bias_correction(beta2, updates)});
-      return;
-  }
+  prepare(dim, lr)(row, state, gradient, updates);
 }
 
-bool all_finite(const float* values, size_t count) noexcept { return kernels().finite(values, count); }
+bool all_finite(const float* values, size_t count) noexcept {
+  static const auto finite = optimizer_kernels(best_instruction_set()).finite;
+  return finite(values, count);
+}
 
 }  // namespace embedstore

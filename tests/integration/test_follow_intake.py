@@ -14,7 +14,7 @@ from embedstore.errors import InvalidArgumentError
 from embedstore.server.feed import Feed, Pace
 from embedstore.server.intake import Intake
 from embedstore.server.replica import Replica
-from embedstore.spec import SGD, Momentum, TableSpec
+from embedstore.spec import SGD, TableSpec
 from embedstore.store import LocalStore
 from embedstore.v1 import spec_pb2, sync_pb2
 
@@ -51,9 +51,9 @@ class Messages:
 def test_a_table_that_cannot_be_held_stops_no_other_and_no_claim_is_made(kind: str) -> None:
     replica = Replica()
     messages = Messages(replica)
-    strange = TableSpec("strange", dim=2, optimizer=Momentum(1.0), num_chunks=2).to_proto()
+    strange = TableSpec("strange", dim=2, ttl_s=60.0, num_chunks=2).to_proto()
     if kind == "not known at all":
-        strange.optimizer.ClearField("momentum")
+        strange.optimizer.ClearField("adagrad")
     messages.announce(strange)
     messages.announce(ITEMS.to_proto())
     assert messages.send_chunk("strange", 0, b"anything") == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_store import ModelStore, chunk_of
+from model_store import chunk_of
 from stores import STORE_FACTORIES, StoreHandle
 
 import embedstore as es
@@ -79,8 +79,6 @@ def test_a_seeded_initial_value_is_what_a_new_row_starts_from(store: Store) -> N
     spec = es.TableSpec(
         "seeded", dim=8, optimizer=es.SGD(lr=1.0), init=es.Uniform(0.5, seed=7), on_miss="init", num_chunks=8
     )
-    if isinstance(store, ModelStore):
-        return  # the model keeps to initializers without random numbers
     store.create_table(spec)
     ids = np.arange(100, dtype=np.uint64)
     initial = store.pull({"seeded": ids})["seeded"]
@@ -482,10 +480,6 @@ def test_create_is_idempotent_and_names_a_difference(store: Store) -> None:
 
 
 UNSUPPORTED = {
-    "optimizer": es.TableSpec("t", dim=4, optimizer=es.FTRL(lr=0.1)),
-    "optimizer.weight_decay": es.TableSpec("t", dim=4, optimizer=es.SGD(lr=0.1, weight_decay=0.1)),
-    "optimizer.clip_norm": es.TableSpec("t", dim=4, optimizer=es.SGD(lr=0.1, clip_norm=1.0)),
-    "init": es.TableSpec("t", dim=4, init=es.Normal(0.1)),
     "admission": es.TableSpec("t", dim=4, admission=es.MinCount(2)),
     "ttl_s": es.TableSpec("t", dim=4, ttl_s=60.0),
     "rows_max": es.TableSpec("t", dim=4, rows_max=100),

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_table import chunk_of, initial_embedding
+from model_optimizers import initial_embedding
+from model_table import chunk_of
 
 from embedstore import _native
 from embedstore.errors import GapError, InvalidArgumentError, UnknownStreamError, WrongShardError
@@ -152,7 +153,7 @@ def test_initial_values_are_the_same_in_two_processes_and_in_the_model() -> None
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     np.testing.assert_array_equal(here, np.array(json.loads(there), np.float32))
-    np.testing.assert_array_equal(here, [initial_embedding(spec, key) for key in keys])
+    np.testing.assert_array_equal(here, [initial_embedding(spec.init, key, 5) for key in keys])
 
 
 def test_uniform_values_fill_their_range_evenly() -> None:
@@ -169,7 +170,7 @@ def test_a_first_push_starts_from_the_initial_value() -> None:
     table = Table(spec)
     assert not table.pull(uint64(3)).any()  # on_miss is zeros
     table.push(uint64(3), np.ones((1, 4), np.float32), now_ms=0)
-    np.testing.assert_array_equal(table.pull(uint64(3))[0], initial_embedding(spec, 3) - np.float32(0.5))
+    np.testing.assert_array_equal(table.pull(uint64(3))[0], initial_embedding(spec.init, 3, 4) - np.float32(0.5))
 
 
 # --- optimizers against float64

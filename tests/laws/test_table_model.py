@@ -10,11 +10,12 @@ from delta_reader import read_delta
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from model_optimizers import initializers, optimizers
 from model_table import ModelDelta, ModelTable, chunk_of
 
 from embedstore.errors import DeltaGapError, EmbedstoreError
 from embedstore.interface import Origin
-from embedstore.spec import SGD, Adagrad, Adam, Constant, Initializer, OnMiss, Optimizer, TableSpec, Uniform, Zeros
+from embedstore.spec import Initializer, OnMiss, Optimizer, TableSpec
 from embedstore.table import Table
 
 DIM = 3
@@ -26,15 +27,13 @@ STREAMS = ("a", "b")
 key_lists = st.lists(st.sampled_from(POOL), max_size=24)
 times = st.one_of(st.none(), st.integers(0, 2_000_000))
 seeds = st.integers(0, 2**32 - 1)
-optimizers = st.sampled_from([SGD(0.5), Adagrad(0.1), Adagrad(0.1, initial_accumulator=0.5, eps=1e-3), Adam(0.01)])
-inits = st.sampled_from([Zeros(), Constant(0.25), Uniform(0.1, seed=9)])
 NOW_MS = 1_000_000
 
 
 class TableMachine(RuleBasedStateMachine):
     """One leader, a standby that follows it, and a serving follower that follows the standby."""
 
-    @initialize(optimizer=optimizers, init=inits, on_miss=st.sampled_from(["zeros", "init"]))
+    @initialize(optimizer=optimizers, init=initializers, on_miss=st.sampled_from(["zeros", "init"]))
     def make(self, optimizer: Optimizer, init: Initializer, on_miss: OnMiss) -> None:
         self.spec = TableSpec("t", DIM, optimizer=optimizer, init=init, on_miss=on_miss, num_chunks=CHUNKS)
         self.next_incarnation = 1

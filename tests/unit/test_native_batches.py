@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_table import chunk_of, mix64
+from model_optimizers import mix64
+from model_table import chunk_of
 
 from embedstore import _native
 from embedstore.errors import InvalidArgumentError
