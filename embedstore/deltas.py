@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from embedstore.errors import CorruptDeltaError
 
-DELTA_HEADER_BYTES = 112
-_HEADER = struct.Struct("<4sHH6I5Qq4Q")
+DELTA_HEADER_BYTES = 136
+_HEADER = struct.Struct("<4sHH6I5Qq3Q2I3Q")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class DeltaInfo:
     num_rows: int
     num_tombstones: int
     watermark_bytes: int
+    sketch_slots: int
+    sketch_blocks: int
+    sketch_entries: int
+    sketch_halvings: int
     num_bytes: int
 
     @property
@@ -41,9 +45,10 @@ def delta_info(delta: bytes) -> DeltaInfo:
     if len(delta) < _HEADER.size:
         raise CorruptDeltaError("delta is shorter than its header")
     magic, version, flags, chunk, num_chunks, dim, _, _, _, *longs = _HEADER.unpack_from(delta)
-    if magic != b"ESCD" or version != 1:
+    if magic != b"ESCD" or version != 2:
         raise CorruptDeltaError("delta has an unknown format")
-    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, num_bytes = longs
+    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, *rest = longs
+    slots, blocks, entries, halvings, num_bytes = rest
     return DeltaInfo(
         embeddings_only=bool(flags & 1),
         chunk=chunk,
@@ -58,5 +63,9 @@ def delta_info(delta: bytes) -> DeltaInfo:
         num_rows=num_rows,
         num_tombstones=num_tombstones,
         watermark_bytes=watermark_bytes,
+        sketch_slots=slots,
+        sketch_blocks=blocks,
+        sketch_entries=entries,
+        sketch_halvings=halvings,
         num_bytes=num_bytes,
     )

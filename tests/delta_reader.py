@@ -9,7 +9,7 @@ import crc32c
 import numpy as np
 
 MAGIC = b"ESCD"
-HEADER = struct.Struct("<4sHHIIIIIIQQQQQqQQQQ")
+HEADER = struct.Struct("<4sHHIIIIIIQQQQQqQQQIIQQQ")
 
 
 @dataclass
@@ -37,13 +37,17 @@ class ReadDelta:
     tombstone_ids: np.ndarray
     tombstone_versions: np.ndarray
     tombstone_reasons: np.ndarray
+    sketch_slots: int
+    sketch_halvings: int
+    sketch_blocks: dict[int, dict[int, tuple[int, int]]]  # block -> slot of the sketch -> (fingerprint, count)
 
 
 def read_delta(data: bytes) -> ReadDelta:
     fields = HEADER.unpack_from(data)
     magic, version, flags, chunk, num_chunks, dim, state_floats, optimizer, num_watermarks = fields[:9]
-    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, total = fields[9:]
-    assert (magic, version, flags & ~1, total) == (MAGIC, 1, 0, len(data))
+    incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes = fields[9:18]
+    sketch_slots, num_blocks, num_entries, halvings, total = fields[18:]
+    assert (magic, version, flags & ~1, total) == (MAGIC, 2, 0, len(data))
     assert struct.unpack("<I", data[-4:])[0] == crc32c.crc32c(data[:-4])
 
     at = HEADER.size
@@ -66,11 +70,48 @@ def read_delta(data: bytes) -> ReadDelta:
     first, last, updates = (column("<u4", num_rows) for _ in range(3))
     embeddings = column("<f4", num_rows * dim).reshape(num_rows, dim)
     states = column("<f4", num_rows * state_floats).reshape(num_rows, state_floats)
+    assert not any(data[at : at + -at % 8])
     at += -at % 8
     gone, gone_versions = column("<u8", num_tombstones), column("<u8", num_tombstones)
     reasons = column("u1", num_tombstones)
+    assert not any(data[at : at + -at % 8])
+    at += -at % 8
+    masks, numbers = column("<u8", num_blocks), column("<u4", num_blocks)
+    blocks = read_blocks(masks.tolist(), numbers.tolist(), column("<u4", num_entries), column("<u4", num_entries))
     assert at + 4 == total
+    check_sketch(sketch_slots, blocks, whole=begin == 0)
     return ReadDelta(
         bool(flags & 1), chunk, num_chunks, dim, state_floats, optimizer, incarnation, parent, branch, begin, end,
         clock, watermarks, ids, versions, first, last, updates, embeddings, states, gone, gone_versions, reasons,
+        sketch_slots, halvings, blocks,
     )  # fmt: skip
+
+
+def read_blocks(
+    masks: list[int], numbers: list[int], fingerprints: np.ndarray, counts: np.ndarray
+) -> dict[int, dict[int, tuple[int, int]]]:
+    entries = list(zip(fingerprints.tolist(), counts.tolist(), strict=True))
+    blocks = {}
+    for mask, number in zip(masks, numbers, strict=True):
+        slots = [64 * number + bit for bit in range(64) if mask >> bit & 1]
+        blocks[number] = dict(zip(slots, entries, strict=False))
+        assert len(blocks[number]) == len(slots)
+        entries = entries[len(slots) :]
+    assert not entries and numbers == sorted(blocks)
+    return blocks
+
+
+def check_sketch(num_slots: int, blocks: dict[int, dict[int, tuple[int, int]]], *, whole: bool) -> None:
+    """Raise AssertionError where the blocks cannot be of a sketch with this many slots; ``whole``: all of it."""
+    used = {slot: entry for block in blocks.values() for slot, entry in block.items()}
+    if num_slots == 0:
+        assert not blocks
+        return
+    assert num_slots >= 64 and num_slots & (num_slots - 1) == 0
+    assert all(number < num_slots // 64 for number in blocks) and all(count > 0 for _, count in used.values())
+    assert len({fingerprint for fingerprint, _ in used.values()}) == len(used) <= num_slots * 3 // 4
+    if whole:
+        assert all(blocks.values())
+        for slot, (fingerprint, _) in used.items():
+            home = fingerprint % num_slots
+            assert all((home + step) % num_slots in used for step in range((slot - home) % num_slots))

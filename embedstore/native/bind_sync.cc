@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <map>
+#include <new>
 
 #include "native/bind.h"
 
@@ -93,14 +94,23 @@ void branch(NamedTable& self, const IdArray& incarnations) {
 }
 
 nb::bytes delta(const NamedTable& self, uint32_t chunk, uint64_t incarnation, uint64_t version, bool embeddings_only) {
-  std::unique_ptr<DeltaBytes> bytes;
+  nb::object bytes;
+  const auto allocate = [&bytes](size_t num_bytes) {
+    const nb::gil_scoped_acquire acquire;
+    bytes = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(num_bytes)));
+    if (!bytes.is_valid()) {
+      PyErr_Clear();
+      throw std::bad_alloc();
+    }
+    return reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(bytes.ptr()));
+  };
   Status status;
   {
     nb::gil_scoped_release release;
-    status = self.table.delta(chunk, {incarnation, version}, embeddings_only, bytes);
+    status = self.table.delta(chunk, {incarnation, version}, embeddings_only, allocate);
   }
   check(status, self);
-  return nb::bytes(bytes->data(), bytes->size());
+  return nb::borrow<nb::bytes>(bytes);
 }
 
 nb::tuple apply(NamedTable& self, const nb::bytes& data) {

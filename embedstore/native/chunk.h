@@ -135,17 +135,22 @@ class Chunk {
 
   // --- sync (chunk_sync.cc)
   bool can_continue(const Cursor& cursor) const noexcept;
-  // The delta since the cursor, or the full chunk when it cannot be continued from there; not yet sealed with its
-  // checksum. Throws std::bad_alloc.
-  DeltaBytes delta(uint32_t chunk, const Cursor& since, bool embeddings_only) const;
+  // What the delta since the cursor will hold, or the full chunk when it cannot be continued from there. `out` is new.
+  // Throws std::bad_alloc.
+  void plan_delta(uint32_t chunk, const Cursor& since, bool embeddings_only, DeltaPlan& out) const;
+  // Whether the plan still says where everything is.
+  bool still_as(const DeltaPlan& plan) const noexcept;
+  // Fills `plan.layout.total` bytes; the checksum is not yet there. The plan is of this moment.
+  void write_delta(const DeltaPlan& plan, uint8_t* data) const noexcept;
   // What a delta means to this chunk: apply it, ignore it because it is known already, or refuse it.
   enum class Verdict { kReplace, kContinue, kKnown, kGap };
   Verdict judge(const DeltaView& delta) const noexcept;
-  // For kReplace: the contents, built without touching the chunk. Throws std::bad_alloc.
-  static void build(const DeltaView& delta, const ChunkConfig& config, Contents& out);
+  // For kReplace: the contents, built without touching the chunk. Fails on what DeltaView leaves to it. Throws
+  // std::bad_alloc.
+  static Status build(const DeltaView& delta, const ChunkConfig& config, Contents& out);
   void replace(const DeltaView& delta, Contents& contents) noexcept;
-  // For kContinue. Throws std::bad_alloc, and changes nothing then.
-  void continue_with(const DeltaView& delta, const Items& items, WriteScratch& scratch);
+  // For kContinue. Fails on what DeltaView leaves to it, or throws std::bad_alloc, and changes nothing then.
+  Status continue_with(const DeltaView& delta, const Items& items, WriteScratch& scratch);
 
  private:
   // Gives every missing item a row (its id set, its version unset), or none of them.

@@ -1,11 +1,15 @@
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <utility>
 
 #include "native/chunk.h"
 #include "native/quantize.h"
 
 namespace embedstore {
 namespace {
+
+constexpr char kBadSketch[] = "has a sketch in which something cannot be found";
 
 void write_row(const DeltaView& delta, size_t i, const ChunkConfig& config, EncodeRow encode, Rows& rows,
                uint32_t row) noexcept {
@@ -19,9 +23,10 @@ void write_row(const DeltaView& delta, size_t i, const ChunkConfig& config, Enco
   rows.set_version(row, delta.version(i));
 }
 
-void read_rows(const Rows& rows, const std::vector<uint32_t>& numbers, const DeltaHeader& header,
-               DeltaBytes& out) noexcept {
-  const DeltaLayout& at = out.layout();
+void read_rows(const Rows& rows, const DeltaPlan& plan, const DeltaWriter& out) noexcept {
+  const DeltaHeader& header = plan.header;
+  const DeltaLayout& at = plan.layout;
+  const std::vector<uint32_t>& numbers = plan.rows;
   const size_t embedding_bytes = sizeof(float) * header.dim;
   const size_t state_bytes = sizeof(float) * header.state_floats;
   const DecodeRow decode = decoder(rows.layout().stored, RowType::kFloat32);
@@ -49,16 +54,9 @@ bool Chunk::can_continue(const Cursor& cursor) const noexcept {
          (cursor.incarnation == parent.incarnation && cursor.version <= parent.version);
 }
 
-DeltaBytes Chunk::delta(uint32_t chunk, const Cursor& since, bool embeddings_only) const {
+void Chunk::plan_delta(uint32_t chunk, const Cursor& since, bool embeddings_only, DeltaPlan& out) const {
   const uint64_t from = can_continue(since) ? since.version : 0;
-  std::vector<uint32_t> numbers;
-  std::vector<Tombstone> removed;
-  if (from < version) {
-    if (from == 0) numbers.reserve(contents_.rows.size());
-    contents_.rows.changed_since(from, numbers);
-    if (from != 0) contents_.tombstones.since(from, removed);
-  }
-  DeltaHeader header;
+  DeltaHeader& header = out.header;
   header.embeddings_only = embeddings_only;
   header.chunk = chunk;
   header.num_chunks = config_.num_chunks;
@@ -73,17 +71,32 @@ DeltaBytes Chunk::delta(uint32_t chunk, const Cursor& since, bool embeddings_onl
   header.from_version = from;
   header.to_version = version;
   header.clock_ms = clock_ms;
-  header.num_rows = numbers.size();
-  header.num_tombstones = removed.size();
-  DeltaBytes out(header, *watermarks);
-  read_rows(contents_.rows, numbers, header, out);
-  const DeltaLayout& at = out.layout();
-  for (size_t i = 0; i < removed.size(); ++i) {
-    store_at<uint64_t>(out.column(at.tombstone_ids), i, removed[i].id);
-    store_at<uint64_t>(out.column(at.tombstone_versions), i, removed[i].version);
-    store_at<Reason>(out.column(at.tombstone_reasons), i, removed[i].reason);
+  out.watermarks = watermarks;
+  if (from < version) {
+    if (from == 0) out.rows.reserve(contents_.rows.size());
+    contents_.rows.changed_since(from, out.rows);
+    if (from != 0) contents_.tombstones.since(from, out.removed);
+    if (!embeddings_only && contents_.sketch.version() > from) contents_.sketch.changed_since(from, out.sketch_blocks);
   }
-  return out;
+  if (!DeltaWriter::settle(contents_.sketch, out)) throw std::bad_alloc();
+}
+
+bool Chunk::still_as(const DeltaPlan& plan) const noexcept {
+  const DeltaHeader& h = plan.header;
+  if (h.incarnation != incarnation || h.to_version != version || h.parent_incarnation != parent.incarnation ||
+      h.clock_ms != clock_ms || plan.watermarks != watermarks)
+    return false;
+  const Rows& rows = contents_.rows;
+  return std::all_of(plan.rows.begin(), plan.rows.end(), [&](uint32_t row) {
+    return row < rows.end() && rows.in_use(row) && rows.version(row) > h.from_version;
+  });
+}
+
+void Chunk::write_delta(const DeltaPlan& plan, uint8_t* data) const noexcept {
+  const DeltaWriter out(plan, data);
+  read_rows(contents_.rows, plan, out);
+  out.write_removed();
+  out.write_sketch(contents_.sketch);
 }
 
 Chunk::Verdict Chunk::judge(const DeltaView& delta) const noexcept {
@@ -97,18 +110,34 @@ Chunk::Verdict Chunk::judge(const DeltaView& delta) const noexcept {
   return Verdict::kGap;
 }
 
-void Chunk::build(const DeltaView& delta, const ChunkConfig& config, Contents& out) {
+// An id that comes twice shows when it is inserted for the second time.
+Status Chunk::build(const DeltaView& delta, const ChunkConfig& config, Contents& out) {
   const DeltaHeader& h = delta.header();
+  if (!config.embeddings_only && !delta.read_sketch(out.sketch)) return Status::corrupt(kBadSketch);
   out.rows.reserve(h.num_rows);
   out.index.reserve(h.num_rows, out.rows);
   out.rows.set_newest(h.to_version);
   const EncodeRow encode = encoder(config.stored);
-  for (size_t i = 0; i < h.num_rows; ++i) {
-    const uint32_t row = out.rows.allocate(delta.id(i));
-    write_row(delta, i, config, encode, out.rows, row);
-    out.index.insert(mix64(delta.id(i)), row, out.rows);
+  constexpr size_t kGroup = 32;
+  uint64_t hashes[kGroup];
+  for (size_t base = 0; base < h.num_rows; base += kGroup) {
+    const size_t count = std::min<size_t>(kGroup, h.num_rows - base);
+    for (size_t i = 0; i < count; ++i) {
+      hashes[i] = mix64(delta.id(base + i));
+      out.index.prefetch(hashes[i]);
+      out.index.prefetch_partner(hashes[i]);
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t id = delta.id(base + i);
+      const auto same = [&](uint32_t row) { return out.rows.header(row).id() == id; };
+      if (out.index.find(hashes[i], same) != kNoRow) return Status::corrupt("has an id twice");
+      const uint32_t row = out.rows.allocate(id);
+      write_row(delta, base + i, config, encode, out.rows, row);
+      out.index.insert(hashes[i], row, out.rows);
+    }
   }
   out.tombstones.reset(h.to_version);
+  return {};
 }
 
 void Chunk::replace(const DeltaView& delta, Contents& contents) noexcept {
@@ -120,8 +149,14 @@ void Chunk::replace(const DeltaView& delta, Contents& contents) noexcept {
   clock_ms = h.clock_ms;
 }
 
-void Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScratch& scratch) {
+Status Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScratch& scratch) {
   const DeltaHeader& h = delta.header();
+  const bool counts = delta.has_sketch() && !config_.embeddings_only;
+  Sketch sketch(0);
+  if (counts) {
+    sketch = contents_.sketch;
+    if (!delta.read_sketch(sketch)) return Status::corrupt(kBadSketch);
+  }
   contents_.tombstones.reserve(h.num_tombstones);
   uint32_t* rows = scratch.rows.sized(items.count);
   look_up(items, rows);
@@ -145,10 +180,12 @@ void Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScrat
     contents_.tombstones.add(removed);
   }
   contents_.tombstones.settle(config_.tombstones_max);
+  if (counts) std::swap(contents_.sketch, sketch);
   incarnation = h.incarnation;
   version = h.to_version;
   parent = {h.parent_incarnation, h.branch_version};
   clock_ms = std::max(clock_ms, h.clock_ms);
+  return {};
 }
 
 }  // namespace embedstore

@@ -12,6 +12,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -116,7 +117,10 @@ class Table {
   Status raise_one(uint32_t chunk, const WatermarkList& list, int64_t clock_ms);
   void states(std::vector<ChunkState>& out) const;
   Status branch(const std::vector<uint64_t>& incarnations);
-  Status delta(uint32_t chunk, const Cursor& since, bool embeddings_only, std::unique_ptr<DeltaBytes>& out) const;
+  // `allocate(bytes)` gives the memory that the delta is written to, or throws std::bad_alloc. It is called with no
+  // lock held, once or, when the chunk moved meanwhile, twice: the last memory counts.
+  using Allocate = std::function<uint8_t*(size_t)>;
+  Status delta(uint32_t chunk, const Cursor& since, bool embeddings_only, const Allocate& allocate) const;
   Status apply(const uint8_t* data, size_t num_bytes, uint32_t& chunk, Cursor& now);
 
  private:

@@ -1,10 +1,17 @@
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <new>
 #include <shared_mutex>
 
 #include "native/table.h"
 
 namespace embedstore {
+namespace {
+
+constexpr size_t kBufferedDeltaMax = size_t{64} << 10;
+
+}  // namespace
 
 Status Table::watermarks(DistinctWatermarks& out) const try {
   out.clear();
@@ -90,17 +97,36 @@ Status Table::branch(const std::vector<uint64_t>& incarnations) {
   return {};
 }
 
-Status Table::delta(uint32_t number, const Cursor& since, bool embeddings_only, std::unique_ptr<DeltaBytes>& out) const
-    try {
+// A large delta is written straight to where it is wanted. That memory is asked for between two visits to the chunk,
+// because the caller may have to wait for it; if the chunk moved on, the second attempt goes through a buffer.
+Status Table::delta(uint32_t number, const Cursor& since, bool embeddings_only, const Allocate& allocate) const try {
   if (Status s = check_chunk(number); !s.ok()) return s;
   if (config_.embeddings_only && !embeddings_only)
     return Status::invalid("embeddings_only", "must be true: this table holds no optimizer state");
   const Chunk& chunk = chunk_at(number);
-  {
-    const std::shared_lock lock(chunk.mutex);
-    out = std::make_unique<DeltaBytes>(chunk.delta(number, since, embeddings_only));
+  uint8_t* out = nullptr;
+  for (const size_t buffered_max : {kBufferedDeltaMax, std::numeric_limits<size_t>::max()}) {
+    DeltaPlan plan;
+    std::unique_ptr<uint8_t[]> buffer;
+    {
+      const std::shared_lock lock(chunk.mutex);
+      chunk.plan_delta(number, since, embeddings_only, plan);
+      if (plan.layout.total <= buffered_max) {
+        buffer = std::make_unique_for_overwrite<uint8_t[]>(plan.layout.total);
+        chunk.write_delta(plan, buffer.get());
+      }
+    }
+    out = allocate(plan.layout.total);
+    if (buffer == nullptr) {
+      const std::shared_lock lock(chunk.mutex);
+      if (!chunk.still_as(plan)) continue;
+      chunk.write_delta(plan, out);
+    } else {
+      std::memcpy(out, buffer.get(), plan.layout.total);
+    }
+    DeltaWriter::seal(plan.layout, out);
+    break;
   }
-  out->seal();
   return {};
 } catch (const std::bad_alloc&) {
   return Status::no_memory();
@@ -123,6 +149,8 @@ Status Table::check_delta(const DeltaView& delta) const {
              h.state_floats != config_.optimizer.state_floats(config_.dim)) {
     return Status::corrupt("is of a table with another optimizer");
   }
+  if (!config_.embeddings_only && h.sketch_slots > Sketch(config_.sketch_bytes_max()).slots_max())
+    return Status::corrupt("has a larger sketch than the table's admission allows");
   return check_chunk(h.chunk);
 }
 
@@ -134,16 +162,16 @@ Status Table::apply(const uint8_t* data, size_t num_bytes, uint32_t& number, Cur
   Chunk& chunk = chunk_at(number);
   const Watermarks exact = shared_set(delta.watermarks());
 
-  Chunk::Contents contents(
-      layout_, pools_,
-      config_.sketch_bytes_max());  // outlives the lock: what a replaced chunk held is freed outside of it
+  // Outlives the lock: what a replaced chunk held is freed outside of it.
+  Chunk::Contents contents(layout_, pools_, config_.sketch_bytes_max());
   bool built = false;
   if (delta.full()) {
     {
       const std::shared_lock lock(chunk.mutex);
       built = chunk.judge(delta) == Chunk::Verdict::kReplace;
     }
-    if (built) Chunk::build(delta, config_, contents);
+    if (built)
+      if (Status s = Chunk::build(delta, config_, contents); !s.ok()) return s;
   }
   thread_local WriteScratch scratch;
   Partition partition;
@@ -157,12 +185,13 @@ Status Table::apply(const uint8_t* data, size_t num_bytes, uint32_t& number, Cur
   const std::unique_lock lock(chunk.mutex);
   switch (chunk.judge(delta)) {
     case Chunk::Verdict::kReplace:
-      if (!built) Chunk::build(delta, config_, contents);  // another delta came in between
+      if (!built)  // another delta came in between
+        if (Status s = Chunk::build(delta, config_, contents); !s.ok()) return s;
       chunk.replace(delta, contents);
       chunk.watermarks = exact;
       break;
     case Chunk::Verdict::kContinue:
-      chunk.continue_with(delta, items, scratch);
+      if (Status s = chunk.continue_with(delta, items, scratch); !s.ok()) return s;
       chunk.watermarks = exact;
       break;
     case Chunk::Verdict::kKnown:
