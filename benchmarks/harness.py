@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import gcd
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
@@ -99,8 +100,8 @@ class Spread:
 class Line:
     """One figure of ours beside one reference. ``ratio`` is ours over the reference; ``budget`` bounds it (DESIGN 13):
     from above where a lower figure is better, from below where a higher one is. ``limit`` bounds our own value from
-    above. ``cpu`` is the thread's CPU time of the same work, where it was taken. ``absent`` says why there is no
-    reference value.
+    above. ``cpu`` and ``reference_cpu`` are CPU times of the thread for the same work, where they were taken.
+    ``absent`` says why there is no reference value.
     """
 
     workload: str
@@ -111,6 +112,7 @@ class Line:
     reference: str
     cpu: Spread | None = None
     reference_value: Spread | None = None
+    reference_cpu: Spread | None = None
     ratio: Spread | None = None
     budget: float | None = None
     limit: float | None = None
@@ -145,7 +147,7 @@ def race(
     warm_up: bool = True,
     pairs: Pairs | None = None,
 ) -> list[Line]:
-    """Run everyone ``settings.rounds`` times in turns, beginning with another one each round.
+    """Run everyone ``settings.rounds`` times in turns, each round beginning with and going on to another one.
 
     A line for each figure that ours and a reference both give. ``budgets``: by (figure, reference name); ``limits``: by
     figure. ``pairs``: for each of ours, the references that it is compared with (default all).
@@ -157,8 +159,7 @@ def race(
             contender.run(-1)
     measured: dict[str, list[Figures]] = {contender.name: [] for contender in everyone}
     for number in range(settings.rounds):
-        turn = number % len(everyone)
-        for contender in [*everyone[turn:], *everyone[:turn]]:
+        for contender in _order(everyone, number):
             measured[contender.name].append(contender.run(number))
     told: dict[str, Any] = {"rows": settings.rows, "dim": settings.dim, "batch": settings.batch}
     told |= {"clock": settings.clock(), "command": settings.command(workload), "note": settings.note}
@@ -170,14 +171,26 @@ def race(
             if figure.startswith(CPU):
                 continue
             values = [figures[figure] for figures in measured[mine.name]]
-            cpu = [figures[CPU + figure] for figures in measured[mine.name] if CPU + figure in figures]
-            line = Line(workload, case, mine.name, figure, Spread.of(values), "", Spread.of(cpu) if cpu else None)
+            cpu = _cpu(measured[mine.name], figure)
+            line = Line(workload, case, mine.name, figure, Spread.of(values), "", cpu)
             line = replace(line, parameters=told)
             against = [_against(line, one, values, measured, budgets or {}, higher_is_better) for one in compared]
             kept = [line for line in against if line is not None]
             # Our own bound is told, and counted, once.
             lines += [replace(kept[0], limit=(limits or {}).get(figure)), *kept[1:]] if kept else []
     return lines
+
+
+def _order(everyone: Sequence[Contender], number: int) -> list[Contender]:
+    """Who comes first changes from round to round, and so does who comes after whom and finds its cache lines gone."""
+    count = len(everyone)
+    steps = [step for step in range(1, count + 1) if gcd(step, count) == 1]
+    return [everyone[(number + steps[number % len(steps)] * turn) % count] for turn in range(count)]
+
+
+def _cpu(measured: Sequence[Figures], figure: str) -> Spread | None:
+    taken = [figures[CPU + figure] for figures in measured if CPU + figure in figures]
+    return Spread.of(taken) if taken else None
 
 
 def _against(
@@ -198,6 +211,7 @@ def _against(
     return replace(
         line,
         reference_value=Spread.of(others),
+        reference_cpu=_cpu(measured[reference.name], line.figure),
         ratio=Spread.of(ratios),
         budget=budgets.get((line.figure, reference.name)),
         higher_is_better=higher_is_better,

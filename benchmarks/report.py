@@ -20,8 +20,8 @@ from rich.table import Table
 from benchmarks.harness import Line
 
 Told = Mapping[str, Any]
-HEADINGS = ("case", "ours", "figure", "value", "CPU", "reference", "its value", "ratio", "budget")
-RIGHT = frozenset({"value", "CPU", "its value", "ratio", "budget"})
+HEADINGS = ("case", "ours", "figure", "value", "CPU", "reference", "its value", "its CPU", "ratio", "budget")
+RIGHT = frozenset({"value", "CPU", "its value", "its CPU", "ratio", "budget"})
 
 
 def machine() -> dict[str, Any]:
@@ -111,8 +111,8 @@ def _groups(lines: Sequence[Told]) -> Iterable[tuple[str, list[str], list[tuple[
             )
             before = head
             absent = f"absent: {line['absent']}" if line["absent"] is not None else _number(line["reference_value"])
-            budget = (_budget(line), line["within_budget"])
-            shown.append(((*value, line["reference"], absent, _number(line["ratio"]), budget[0]), budget[1]))
+            theirs = (line["reference"], absent, _median(line["reference_cpu"]))
+            shown.append(((*value, *theirs, _number(line["ratio"]), _budget(line)), line["within_budget"]))
         yield f"{workload}, {rows:,} rows of {dim} numbers", notes, shown
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 from benchmarks import tables
 from benchmarks.harness import Absent, Contender, Figures, Line, Settings, race
-from benchmarks.processes import ROOT
 from benchmarks.reference import absence
+from benchmarks.resident import measured
 from benchmarks.sizes import fitted
 
 FIGURE = "B/row above floats"
@@ -50,7 +48,4 @@ def _contender(settings: Settings, kind: str) -> Contender | Absent:
 
 
 def _grown(settings: Settings, kind: str) -> Figures:
-    sizes = (settings.rows, settings.dim, settings.batch, settings.seed)
-    command = [sys.executable, "-m", "benchmarks.resident", kind, *map(str, sizes)]
-    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return {FIGURE: int(printed) / settings.rows - 4 * settings.dim}
+    return {FIGURE: measured(settings, kind, "fill") / settings.rows - 4 * settings.dim}
