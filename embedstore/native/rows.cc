@@ -10,28 +10,16 @@
 namespace embedstore {
 namespace {
 
-constexpr size_t kSlabBytes = size_t{32} << 10;  // at most, but for rows so long that few fit
-constexpr size_t kSlabRows = 64;                 // then at most
 constexpr size_t kFirstBytes = size_t{8} << 10;  // and at most kFirstRows
 constexpr size_t kFirstRows = 4;
 
-// What a row costs besides itself, in 1/1024 byte: the unused end of its slab; the slab's pointer and the cache line
-// that it takes at a lookup, put at 128 bytes; and the half slab that a chunk of 4096 rows leaves unused.
-size_t overhead(size_t row_bytes, size_t rows, size_t slab_bytes) noexcept {
-  return ((slab_bytes - rows * row_bytes + 128) << 10) / rows + slab_bytes / 8;
-}
-
-size_t slab_bytes_for(size_t row_bytes, size_t rows) noexcept {
-  return (rows * row_bytes + kPageBytes - 1) & ~(kPageBytes - 1);
-}
-
-size_t best_slab_rows(size_t row_bytes) noexcept {
-  size_t best = 1;
-  for (size_t rows = 2; rows * row_bytes <= kSlabBytes || rows <= kSlabRows; ++rows)
-    if (overhead(row_bytes, rows, slab_bytes_for(row_bytes, rows)) <
-        overhead(row_bytes, best, slab_bytes_for(row_bytes, best)))
-      best = rows;
-  return best;
+// Few rows: each slab costs a pointer and, at a lookup, the cache line that holds it. Many: each chunk leaves half a slab
+// unused. Putting the former at 16 bytes, and a chunk at 4096 rows, 16 / rows + rows * row_bytes / 8192 is least where
+// rows^2 * row_bytes is 2^17: 21 rows of 276 bytes, whose slabs take 1.1 bytes a row. But at least a page.
+size_t slab_rows_for(size_t row_bytes) noexcept {
+  size_t rows = (kPageBytes + row_bytes - 1) / row_bytes;
+  while ((rows + 1) * (rows + 1) * row_bytes < size_t{1} << 17) ++rows;
+  return rows;
 }
 
 }  // namespace
@@ -42,8 +30,8 @@ RowLayout::RowLayout(uint32_t dim_, uint32_t state_floats_, RowType stored_) noe
       stored(stored_),
       embedding_bytes((packed_bytes(stored_, dim_) + 3) & ~size_t{3}),
       row_bytes(sizeof(RowHeader) + embedding_bytes + sizeof(float) * state_floats_),
-      slab_rows(static_cast<uint32_t>(best_slab_rows(row_bytes))),
-      slab_bytes(slab_bytes_for(row_bytes, slab_rows)) {
+      slab_rows(static_cast<uint32_t>(slab_rows_for(row_bytes))),
+      slab_bytes(slab_rows * row_bytes) {
   // The factor is 2^shift / slab_rows rounded up by less than 1, which adds less than row / 2^shift to the quotient:
   // under 1 / slab_rows for every row below 2^31, so no quotient reaches the next whole number.
   slab_shift = 32;

@@ -1,10 +1,10 @@
 // The rows of one chunk, addressed by number.
 //
 // A row is a header (id, first_seen, last_seen, updates), its embedding and its optimizer state, next to each other and
-// 4-byte aligned. Rows lie in slabs of whole pages, as many as fit, and the pages of slabs that are given back go to
-// the system. The first slab starts with a few rows and doubles by moving until it is a whole one; from then on slabs
-// come from the table's pool and never move. Row numbers have no holes between slabs and stay valid when slabs move;
-// pointers do not outlive the chunk's lock. The versions of the rows stand apart (row_versions.h).
+// 4-byte aligned. Rows lie in slabs of some ten KiB without gaps. The first slab starts with a few rows and doubles by
+// moving until it is a whole one; from then on slabs come from the table's pool and never move. Row numbers have no
+// holes between slabs and stay valid when slabs move; pointers do not outlive the chunk's lock. The versions of the
+// rows stand apart (row_versions.h).
 //
 // Invariants: a row number below end() is either in use (version set, reachable from the index) or in the set of free
 // numbers; the largest number below end() is in use. Numbers are taken lowest first, so that rows gather in the low
@@ -52,7 +52,7 @@ struct RowLayout {
   size_t embedding_bytes;  // a multiple of 4
   size_t row_bytes;
   uint32_t slab_rows;
-  size_t slab_bytes;  // whole pages
+  size_t slab_bytes;
 
   // Which slab a row is in: row / slab_rows, exact for rows below kRowsMax (Granlund and Montgomery 1994).
   static constexpr size_t kRowsMax = size_t{1} << 31;
