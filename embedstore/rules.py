@@ -40,7 +40,7 @@ def _check_float32(
     value = getattr(owner, name)
     label = f"{type(owner).__name__}.{name}"
     try:
-        (kept,) = struct.unpack("f", struct.pack("f", value))
+        (kept,) = struct.unpack("<f", struct.pack("<f", value))
     except OverflowError:
         raise InvalidArgumentError(label, f"is too large for float32: {value!r}") from None
     if above is not None and kept <= above:

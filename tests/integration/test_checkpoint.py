@@ -73,26 +73,6 @@ def test_a_restart_finds_everything_again(path: Path) -> None:
         assert store.stats().corrupt_chunks == 0
 
 
-def test_optimizer_state_survives_bit_for_bit(path: Path, tmp_path: Path) -> None:
-    specs = [
-        es.TableSpec("adagrad", dim=4, optimizer=es.Adagrad(lr=0.3, initial_accumulator=0.1), num_chunks=4),
-        es.TableSpec("adam", dim=4, optimizer=es.Adam(lr=0.3), num_chunks=4),
-    ]
-    rng = np.random.default_rng(5)
-    ids = np.arange(50, dtype=np.uint64)
-    steps = [rng.normal(size=(50, 4)).astype(np.float32) for _ in range(6)]
-    straight, stopped = open_store(tmp_path / "straight", *specs), open_store(path, *specs)
-    for grads in steps:
-        for store in (straight, stopped):
-            store.push({"adagrad": (ids, grads), "adam": (ids, grads)})
-        stopped.close()
-        stopped = open_store(path, *specs)
-    for name in ("adagrad", "adam"):
-        np.testing.assert_array_equal(stopped.pull({name: ids})[name], straight.pull({name: ids})[name])
-    straight.close()
-    stopped.close()
-
-
 def test_a_crash_leaves_the_last_checkpoint_and_a_replay_brings_it_level(path: Path, tmp_path: Path) -> None:
     with open_store(path) as store:
         store.open_stream(STREAM, 0)

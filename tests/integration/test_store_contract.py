@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_optimizers import EVERY_OPTIMIZER, initial_embedding, initial_state, learn
 from model_store import chunk_of
 from stores import STORE_FACTORIES, StoreHandle
 
@@ -206,21 +207,27 @@ def test_a_push_has_a_learning_rate_of_its_own(store: Store) -> None:
     assert events(store, 1) == [1.25]
 
 
-def test_optimizers_follow_their_formulas(store: Store) -> None:
-    store.create_table(es.TableSpec("adam", dim=2, optimizer=es.Adam(lr=0.1), num_chunks=8))
-    grads = np.random.default_rng(3).normal(size=(6, 2))
-    square, mean, variance = np.zeros(2), np.zeros(2), np.zeros(2)
-    adagrad, adam = np.zeros(2), np.zeros(2)
-    for step, grad in enumerate(grads, 1):
-        store.push({"users": ([9], grad[None]), "adam": ([9], grad[None])})
-        square += grad**2
-        adagrad -= 0.5 * grad / (np.sqrt(square) + 1e-6)
-        mean = 0.9 * mean + 0.1 * grad
-        variance = 0.999 * variance + 0.001 * grad**2
-        adam -= 0.1 * mean / (1 - 0.9**step) / (np.sqrt(variance / (1 - 0.999**step)) + 1e-8)
-    rows = store.pull({"users": [9], "adam": [9]})
-    np.testing.assert_allclose(rows["users"][0], adagrad, rtol=1e-4)
-    np.testing.assert_allclose(rows["adam"][0], adam, rtol=1e-4)
+def test_every_optimizer_learns_from_every_initial_value_to_the_bit(store: Store) -> None:
+    inits = [es.Zeros(), es.Constant(0.5), es.Uniform(0.5, 1), es.Normal(0.5, 2), es.TruncatedNormal(0.5, 3)]
+    specs = [
+        es.TableSpec(f"t{at}", dim=9, optimizer=optimizer, init=inits[at % 5], on_miss="init", num_chunks=8)
+        for at, optimizer in enumerate(EVERY_OPTIMIZER)
+    ]
+    expected = {}
+    for spec in specs:
+        assert store.create_table(spec)
+        expected[spec.name] = [initial_embedding(spec.init, int(key), 9) for key in EDGE_IDS]
+    states = {spec.name: [initial_state(spec.optimizer, 9) for _ in EDGE_IDS] for spec in specs}
+    grads = np.random.default_rng(3).normal(size=(6, len(EDGE_IDS), 9)).astype(np.float32)
+    for step, lr in enumerate([None, None, 0.25, None, 0.0, None]):
+        for spec in specs:
+            rows = store.pull({spec.name: EDGE_IDS})[spec.name]
+            np.testing.assert_array_equal(rows, expected[spec.name])
+            for row, state, grad in zip(expected[spec.name], states[spec.name], grads[step], strict=True):
+                learn(spec.optimizer, row, state, grad, spec.optimizer.lr if lr is None else lr, step + 1)
+        store.push({spec.name: es.TablePush(EDGE_IDS, grads[step], lr=lr) for spec in specs})
+    for spec in specs:
+        np.testing.assert_array_equal(store.pull({spec.name: EDGE_IDS})[spec.name], expected[spec.name])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.float32])

@@ -23,6 +23,10 @@ SPECS = [
     es.TableSpec("adagrad", dim=3, optimizer=es.Adagrad(lr=0.5, initial_accumulator=0.1), num_chunks=4),
     es.TableSpec("adam", dim=2, optimizer=es.Adam(lr=0.25), init=es.Constant(0.5), on_miss="init", num_chunks=2),
     es.TableSpec("sgd", dim=1, optimizer=es.SGD(lr=1.0), num_chunks=8),
+    es.TableSpec(
+        "ftrl", dim=3, optimizer=es.FTRL(lr=0.5, l1=0.25, clip_norm=1.0), init=es.Normal(0.5, 3), num_chunks=4
+    ),
+    es.TableSpec("rowwise", dim=17, optimizer=es.RowwiseAdagrad(lr=0.5, weight_decay=0.25), num_chunks=4),
 ]
 STREAMS = ["a", "b"]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from model_optimizers import initial_embedding
 from model_table import chunk_of
@@ -18,7 +15,7 @@ from model_table import chunk_of
 from embedstore import _native
 from embedstore.errors import GapError, InvalidArgumentError, UnknownStreamError, WrongShardError
 from embedstore.interface import Origin
-from embedstore.spec import SGD, Adagrad, Adam, Optimizer, TableSpec, Uniform
+from embedstore.spec import SGD, Adagrad, TableSpec, Uniform
 from embedstore.table import Table
 
 MASK = 2**64 - 1
@@ -140,22 +137,6 @@ def test_memory_stays_within_its_budget() -> None:
 # --- initial values
 
 
-def test_initial_values_are_the_same_in_two_processes_and_in_the_model() -> None:
-    spec = TableSpec("t", 5, init=Uniform(0.05, seed=77), on_miss="init")
-    keys = [0, 1, MASK, 123456789]
-    here = Table(spec).pull(uint64(*keys))
-    code = (
-        "import json, numpy as np\n"
-        "from embedstore.spec import TableSpec, Uniform\n"
-        "from embedstore.table import Table\n"
-        "table = Table(TableSpec('other', 5, init=Uniform(0.05, seed=77), on_miss='init', num_chunks=2))\n"
-        f"print(json.dumps(table.pull(np.array({keys}, np.uint64)).astype(float).tolist()))"
-    )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    np.testing.assert_array_equal(here, np.array(json.loads(there), np.float32))
-    np.testing.assert_array_equal(here, [initial_embedding(spec.init, key, 5) for key in keys])
-
-
 def test_uniform_values_fill_their_range_evenly() -> None:
     values = Table(TableSpec("t", 64, init=Uniform(2.0, seed=5), on_miss="init")).pull(np.arange(20_000)).ravel()
     assert values.min() >= -2.0 and values.max() < 2.0
@@ -171,38 +152,6 @@ def test_a_first_push_starts_from_the_initial_value() -> None:
     assert not table.pull(uint64(3)).any()  # on_miss is zeros
     table.push(uint64(3), np.ones((1, 4), np.float32), now_ms=0)
     np.testing.assert_array_equal(table.pull(uint64(3))[0], initial_embedding(spec.init, 3, 4) - np.float32(0.5))
-
-
-# --- optimizers against float64
-
-
-@given(
-    optimizer=st.sampled_from(
-        [SGD(0.1), Adagrad(0.1), Adagrad(0.05, initial_accumulator=0.1, eps=1e-4), Adam(0.01), Adam(0.1, beta1=0.0)]
-    ),
-    dim=st.integers(1, 70),
-    seed=st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=40, deadline=None)
-def test_optimizers_follow_their_papers_in_float64(optimizer: Optimizer, dim: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    table = table_of(dim, optimizer=optimizer)
-    w, s, m, v = (np.zeros(dim) for _ in range(4))
-    s += getattr(optimizer, "initial_accumulator", 0.0)
-    for step in range(1, 31):
-        g = rng.normal(size=dim).astype(np.float32)
-        table.push(uint64(5), g[None], now_ms=0)
-        g64 = g.astype(np.float64)
-        match optimizer:
-            case SGD(lr=lr):
-                w -= lr * g64
-            case Adagrad(lr=lr, eps=eps):
-                s += g64**2
-                w -= lr * g64 / (np.sqrt(s) + eps)
-            case Adam(lr=lr, beta1=b1, beta2=b2, eps=eps):
-                m, v = b1 * m + (1 - b1) * g64, b2 * v + (1 - b2) * g64**2
-                w -= lr * (m / (1 - b1**step)) / (np.sqrt(v / (1 - b2**step)) + eps)
-    np.testing.assert_allclose(table.pull(uint64(5))[0], w, rtol=2e-4, atol=2e-5)
 
 
 # --- refusals
