@@ -1,14 +1,14 @@
 """Showing lines: a table for people, JSON lines for programs, and Markdown made from these.
 
-``python -m benchmarks.report FILE...`` prints the Markdown of files of JSON lines.
+``python -m benchmarks.report FILE...`` prints the Markdown of files of JSON lines, or puts it into a document.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from benchmarks.harness import Line
 Told = Mapping[str, Any]
 HEADINGS = ("case", "ours", "figure", "value", "CPU", "reference", "its value", "its CPU", "ratio", "budget")
 RIGHT = frozenset({"value", "CPU", "its value", "its CPU", "ratio", "budget"})
+MARKS = ("<!-- numbers: begin -->", "<!-- numbers: end -->")
 
 
 def machine() -> dict[str, Any]:
@@ -139,9 +140,37 @@ def _budget(line: Told) -> str:
     return ", ".join(told)
 
 
+def budgets(lines: Sequence[Told]) -> str:
+    """Only what has a budget, one Markdown table for all workloads and sizes."""
+    judged = [line for line in lines if line["within_budget"] is not None]
+    told = ["| workload | rows x dim | case, figure | ours | reference | ratio | budget | |", "|" + "---|" * 8]
+    for line in judged:
+        size = f"{line['parameters']['rows']:,} x {line['parameters']['dim']}"
+        figure = f"{line['case']}: {line['ours']}, {line['figure']}"
+        bound_alone = line["budget"] is None
+        theirs = "" if bound_alone else f"{line['reference']}: {_number(line['reference_value'])}"
+        ratio = "" if bound_alone else _number(line["ratio"])
+        cells = (line["workload"], size, figure, _number(line["value"]), theirs, ratio, _budget(line))
+        told.append("| " + " | ".join((*cells, "met" if line["within_budget"] else "**missed**")) + " |")
+    return "\n".join(told)
+
+
 def main() -> None:
-    lines = [json.loads(text) for name in sys.argv[1:] for text in Path(name).read_text().splitlines()]
-    print(markdown(lines))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON lines of python -m benchmarks --json")
+    parser.add_argument("--budgets", action="store_true", help="only what has a budget, in one table")
+    parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="put it between the marks of a document")
+    chosen = parser.parse_args()
+    lines = [json.loads(text) for file in chosen.files for text in file.read_text().splitlines()]
+    told = budgets(lines) if chosen.budgets else markdown(lines)
+    if chosen.into is None:
+        print(told)
+        return
+    before, begin, rest = chosen.into.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        parser.error(f"{chosen.into} has no lines {MARKS[0]} and {MARKS[1]}")
+    chosen.into.write_text(f"{before}{begin}\n\n{told}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

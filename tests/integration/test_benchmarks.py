@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import Absent, Contender, Settings, race
+from benchmarks.report import MARKS, markdown, summary
 from benchmarks.workloads import GROUPS, WORKLOADS
 from benchmarks.workloads.memory import ROUNDS_MAX
 
@@ -53,6 +54,25 @@ def test_a_workload_prints_value_reference_and_ratio(
         assert line["parameters"]["command"].splitlines()[0] in printed
     assert any(line["ratio"] for line in own), "some reference is always there"
     assert left == {"lines.jsonl"}, "nothing else is left behind"
+
+
+def test_json_lines_become_markdown_in_a_document(
+    quick: tuple[str, list[dict[str, Any]], set[str]], tmp_path: Path
+) -> None:
+    _, lines, _ = quick
+    source, document = tmp_path / "lines.jsonl", tmp_path / "document.md"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    document.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    command = [sys.executable, "-m", "benchmarks.report", "--budgets", "--into", str(document), str(source)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    written = document.read_text()
+    judged = [line for line in lines if line["within_budget"] is not None]
+    assert written.startswith(f"before\n{MARKS[0]}\n")
+    assert written.endswith(f"{MARKS[1]}\nafter\n")
+    assert "old" not in written
+    assert written.count(" met |") + written.count("**missed**") == len(judged)
+    assert all(line["reference"] in markdown(lines) for line in lines)
+    assert summary(lines).startswith(f"{written.count(' met |')} of {len(judged)} budgets met")
 
 
 def test_the_list_names_every_workload() -> None:
