@@ -12,10 +12,11 @@ namespace {
 
 constexpr size_t kFirstBytes = size_t{8} << 10;  // and at most kFirstRows
 constexpr size_t kFirstRows = 4;
+constexpr uint32_t kAhead = 4;  // rows fetched before they are moved
 
-// Few rows: each slab costs a pointer and, at a lookup, the cache line that holds it. Many: each chunk leaves half a slab
-// unused. Putting the former at 16 bytes, and a chunk at 4096 rows, 16 / rows + rows * row_bytes / 8192 is least where
-// rows^2 * row_bytes is 2^17: 21 rows of 276 bytes, whose slabs take 1.1 bytes a row. But at least a page.
+// Few rows: each slab costs a pointer and, at a lookup, the cache line that holds it. Many: each chunk leaves half a
+// slab unused. Putting the former at 16 bytes, and a chunk at 4096 rows, 16 / rows + rows * row_bytes / 8192 is least
+// where rows^2 * row_bytes is 2^17: 21 rows of 276 bytes, whose slabs take 1.1 bytes a row. But at least a page.
 size_t slab_rows_for(size_t row_bytes) noexcept {
   size_t rows = (kPageBytes + row_bytes - 1) / row_bytes;
   while ((rows + 1) * (rows + 1) * row_bytes < size_t{1} << 17) ++rows;
@@ -137,6 +138,8 @@ Rows::Move Rows::compact_one() noexcept {
   if (size_ == end_) return {kNoRow, kNoRow};
   const Move move{end_ - 1, free_.lowest()};
   free_.remove(move.to);
+  if (move.from > kAhead) prefetch<0>(move.from - kAhead, layout_->row_bytes);
+  if (const uint32_t next = free_.lowest(); next < move.from) prefetch<1>(next, layout_->row_bytes);
   std::memcpy(at(move.to), at(move.from), layout_->row_bytes);
   versions_.move(move.from, move.to);
   end_ = free_.drop_tail(move.from);

@@ -5,8 +5,6 @@
 namespace embedstore {
 namespace {
 
-constexpr uint32_t kWholeBytesMin = kHugePageBytes * 3 / 4;
-
 // Calls visit(huge page, begin, end) for each part of [begin, end), offsets within a region, that lies in one huge
 // page.
 template <class Visit>
@@ -64,7 +62,10 @@ void* SlabPool::allocate() {
   ++region.used;
   const size_t begin = number % slabs_per_region() * slab_bytes_;
   in_huge_pages(begin, begin + slab_bytes_, [&](size_t page, size_t from, size_t to) {
-    region.pages[page].used_bytes += static_cast<uint32_t>(to - from);
+    HugePage& huge = region.pages[page];
+    const auto resident = huge.used_bytes == 0 ? kHugePageBytes : huge.resident_bytes + (to - from);
+    huge.resident_bytes = static_cast<uint32_t>(std::min(resident, kHugePageBytes));
+    huge.used_bytes += static_cast<uint32_t>(to - from);
   });
   return region.memory + begin;
 }
@@ -94,17 +95,13 @@ void SlabPool::give(size_t number, size_t slab) noexcept {
     HugePage& huge = region.pages[page];
     const size_t first = page * kHugePageBytes;
     huge.used_bytes -= static_cast<uint32_t>(to - from);
+    if (huge.used_bytes > huge.resident_bytes / 4 * 3) return;
     if (huge.used_bytes == 0) {
       discard_pages(region.memory + first, kHugePageBytes);
-      huge.split = false;
-    } else if (huge.split) {
-      const size_t page_first = from & ~(kPageBytes - 1);
-      const size_t page_last = (to + kPageBytes - 1) & ~(kPageBytes - 1);
-      discard_free(number, page_first, page_last);
-    } else if (huge.used_bytes <= kWholeBytesMin) {
+    } else {
       discard_free(number, first, first + kHugePageBytes);
-      huge.split = true;
     }
+    huge.resident_bytes = huge.used_bytes;
   });
 }
 

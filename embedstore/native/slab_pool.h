@@ -4,15 +4,16 @@
 // Slabs lie next to each other and do not end with pages. The free slab that is lowest, oldest region first, is handed
 // out first: later regions become free as a whole.
 //
-// What goes back to the system: a region without slabs in use, a huge page without, and of a huge page of which a
-// quarter is free every small page without. A table that gives little back keeps its huge pages whole, and at most 4/3
-// of what is in use stays resident, besides the newest huge page and the ends of small pages that are partly in use. A
-// huge page that was discarded in part comes back in small pages.
+// What goes back to the system: a region without slabs in use; a huge page without; and, whenever a quarter of what may
+// be resident of a huge page is free, every small page of it without. A table that gives little back keeps its huge
+// pages whole, slabs that are given back next to each other go in one call, and at most 4/3 of what is in use stays
+// resident, besides the newest huge page and the ends of small pages that are partly in use. A huge page that was
+// discarded in part comes back in small pages.
 //
 // Invariants: slab i of region r has the number r * slabs_per_region() + i; a number is in `free_` exactly when its
-// region is mapped and the slab is not handed out; a huge page counts its bytes in slabs handed out. There is room for
-// every number, so giving a slab back cannot fail. Callable from any thread; one mutex, taken once per slab and never
-// for a row.
+// region is mapped and the slab is not handed out; a huge page counts its bytes in slabs handed out, and no fewer than
+// are resident. There is room for every number, so giving a slab back cannot fail. Callable from any thread; one mutex,
+// taken once per slab and never for a row.
 #pragma once
 
 #include <array>
@@ -51,7 +52,7 @@ class SlabPool {
  private:
   struct HugePage {
     uint32_t used_bytes = 0;
-    bool split = false;  // free small pages are discarded one by one
+    uint32_t resident_bytes = 0;  // at most
   };
   struct Region {
     std::byte* memory = nullptr;  // null: unmapped, its number is free
