@@ -24,7 +24,7 @@ TEST(crc32c_has_the_published_values_with_and_without_hardware) {
   const std::vector<uint8_t> zeros(32, 0);
   CHECK(crc32c(zeros.data(), zeros.size()) == 0x8A9136AA);
   Random random{1};
-  std::vector<uint8_t> bytes(1000);
+  std::vector<uint8_t> bytes(30'000);
   for (auto& byte : bytes) byte = static_cast<uint8_t>(random.next());
   for (size_t begin = 0; begin < 9; ++begin) {
     for (size_t size = 0; size < 300; size += 7) {
@@ -33,6 +33,9 @@ TEST(crc32c_has_the_published_values_with_and_without_hardware) {
       CHECK(whole == crc32c(bytes.data() + begin + size / 2, size - size / 2, crc32c(bytes.data() + begin, size / 2)));
     }
   }
+  for (const size_t size : {767u, 768u, 769u, 1540u, 12'287u, 12'288u, 12'289u, 29'000u})
+    for (size_t begin = 0; begin < 9; ++begin)
+      CHECK(crc32c(bytes.data() + begin, size, 77) == crc32c_portable(bytes.data() + begin, size, 77));
 }
 
 TEST(mix64_is_a_bijection_on_a_sample_and_shards_tile_the_chunks) {
