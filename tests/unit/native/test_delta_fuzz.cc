@@ -57,6 +57,14 @@ void splice(Bytes& bytes, const Bytes& other, Random& random) {
               bytes.begin() + static_cast<ptrdiff_t>(random.below(bytes.size() - length)));
 }
 
+// One number comes twice: in the columns of ids, an id.
+void repeat(Bytes& bytes, Random& random) {
+  const size_t words = std::min<size_t>(bytes.size() / 8, 70);
+  const size_t from = 8 * random.below(words);
+  const size_t to = 8 * random.below(words);
+  std::memmove(bytes.data() + to, bytes.data() + from, 8);
+}
+
 void shift(Bytes& bytes, Random& random) {
   const auto at = bytes.begin() + static_cast<ptrdiff_t>(random.below(bytes.size()));
   const size_t length = 1 + random.below(24);
@@ -74,7 +82,7 @@ void mutate(Bytes& bytes, const std::vector<Bytes>& others, Random& random) {
   for (size_t e = 0; e < edits && bytes.size() > 200; ++e) {
     const size_t field = 4 * random.below(DeltaHeader::kBytes / 4);
     const size_t anywhere = 4 * random.below(bytes.size() / 4);
-    switch (random.below(8)) {
+    switch (random.below(9)) {
       case 0:
         overwrite<uint32_t>(bytes, field, random);
         break;
@@ -96,6 +104,9 @@ void mutate(Bytes& bytes, const std::vector<Bytes>& others, Random& random) {
       case 6:
         splice(bytes, others[random.below(others.size())], random);
         break;
+      case 7:
+        repeat(bytes, random);
+        break;
       default:
         shift(bytes, random);
         break;
@@ -113,6 +124,8 @@ void check_sound(Table& table) {
     CHECK(table.contains(scanned.ids.data(), scanned.ids.size(), found.data()).ok());
     CHECK(std::count(found.begin(), found.end(), 1) == static_cast<ptrdiff_t>(found.size()));
     rows += found.size();
+    std::sort(scanned.ids.begin(), scanned.ids.end());
+    CHECK(std::adjacent_find(scanned.ids.begin(), scanned.ids.end()) == scanned.ids.end());
     Table copy(table.config(), {11, 12});
     const Bytes whole = delta(table, chunk);
     CHECK(take(copy, whole).ok());
