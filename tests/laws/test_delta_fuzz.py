@@ -84,9 +84,9 @@ def with_checksum(body: bytes) -> bytes:
 def set_field(body: bytes, number: int, value: int) -> bytes:
     """The body with another value in a field of its header, cut to the field's size."""
     size = FIELD_BYTES[number]
-    raw = (value % 2 ** (8 * size)).to_bytes(size, "little")
+    raw = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
     at = sum(FIELD_BYTES[:number])
-    return body[:at] + raw + body[at + len(raw) : HEADER.size] + body[HEADER.size :]
+    return body[:at] + raw + body[at + size :]
 
 
 mutations = st.one_of(
@@ -112,14 +112,14 @@ def mutated(body: bytes, mutation: tuple[str, int, Any]) -> bytes:
             value = HEADER.unpack_from(body)[where]
             return set_field(body, where, (value if isinstance(value, int) else 0) + what)
         case "bytes":
-            return body[:at] + what + body[at + len(what) :]
+            return b"".join((body[:at], what, body[at + len(what) :]))
         case "word":
             at -= at % 4
             return body[:at] + struct.pack("<Q", what) + body[at + 8 :]
         case "cut":
-            return body[:at] + body[at + what :]
+            return b"".join((body[:at], body[at + what :]))
         case "insert":
-            return body[:at] + bytes(what) + body[at:]
+            return b"".join((body[:at], bytes(what), body[at:]))
         case "swap":
             other = what % max(1, len(body))
             low, high, size = min(at, other), max(at, other), 8
@@ -128,9 +128,9 @@ def mutated(body: bytes, mutation: tuple[str, int, Any]) -> bytes:
             parts = body[:low], body[low : low + size], body[low + size : high], body[high : high + size]
             return parts[0] + parts[3] + parts[2] + parts[1] + body[high + size :]
         case "splice":
-            return body[:at] + SOUND[what][at:-4]
+            return b"".join((body[:at], SOUND[what][at:-4]))
         case "head of":
-            return SOUND[what][: HEADER.size] + body[HEADER.size :]
+            return b"".join((SOUND[what][: HEADER.size], body[HEADER.size :]))
     return body
 
 
