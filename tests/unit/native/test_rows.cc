@@ -129,6 +129,15 @@ TEST(free_set_gives_the_lowest_number_like_a_sorted_set) {
   }
 }
 
+TEST(free_set_drops_long_tails_whole) {
+  FreeSet set;
+  set.reserve(300000);
+  for (const uint32_t begin : {0u, 5u, 4096u, 5000u, 262144u, 270001u}) {
+    for (uint32_t n = begin; n < 290000; ++n) set.add(n);
+    CHECK(set.lowest() == begin && set.drop_tail(290000) == begin && set.lowest() == FreeSet::kNone);
+  }
+}
+
 TEST(row_versions_survive_distances_beyond_32_bits) {
   const RowLayout layout(1, 0);
   SlabPool pool(layout.slab_bytes);
