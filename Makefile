@@ -80,6 +80,7 @@ bench-peers: $(PEERS)/.fbgemm $(PEERS)/.tfra
 
 # Every version is listed, indirect ones too, so nothing is left to be chosen.
 $(PEERS)/.%: benchmarks/peers/%.txt | $(STAMP)/venv
+	rm -rf $(PEERS)/$*
 	scripts/setup venv $(PEERS)/$*
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/$*/bin/python -m pip install -q --no-deps -r $<
 	touch $@

@@ -8,7 +8,6 @@ each time, and prints the memory after the last turn in per cent of that after t
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ from benchmarks import data, tables
 from benchmarks.harness import Settings
 from benchmarks.processes import ROOT
 from benchmarks.reference import HashMap
+from benchmarks.sizes import give_memory_back
 
 STAYING = 0.1
 TURNS = 20
@@ -89,9 +89,7 @@ def ids_of_turn(settings: Settings, turn: int, share: float = 1.0, above: bool =
 
 def resident_bytes() -> int:
     """Memory of this process that is in RAM, after malloc gave back what it can."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    give_memory_back()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +29,20 @@ def lack_of_memory(num_bytes: int) -> str | None:
     return f"takes {num_bytes / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"
 
 
+def give_memory_back() -> None:
+    """Drop what nothing refers to any more, and let malloc return what it kept of that."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def fitted(settings: Settings, row_bytes: Callable[[int], int]) -> Settings:
     """The same with the largest dim, up to the chosen one, of which all rows fit: ``row_bytes(dim)`` each.
 
-    MemoryError when not even the smallest does.
+    What earlier measurements left goes back to the system first. MemoryError when not even the smallest fits.
     """
+    give_memory_back()
     lack = lack_of_memory(settings.rows * row_bytes(settings.dim))
     if lack is None:
         return settings

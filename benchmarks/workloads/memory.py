@@ -26,7 +26,7 @@ def memory(settings: Settings) -> list[Line]:
     long as these are a million rows or more.
     """
     settings = fitted(settings, lambda dim: 4 * dim + tables.HEADER_BYTES)
-    settings = replace(settings, rounds=min(settings.rounds, ROUNDS_MAX))
+    settings = replace(settings, rounds=1 if settings.quick else min(settings.rounds, ROUNDS_MAX))
     counts = [settings.rows // part for part in PARTS if settings.rows <= PARTS_ROWS_MAX]
     counts = [count for count in counts if count >= ROWS_OF_LIMIT] or [settings.rows]
     return [line for count in counts for line in _of(replace(settings, rows=count))]

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.harness import Absent, Contender, Settings, race
+from benchmarks import data, peers, sizes
+from benchmarks.harness import Absent, Contender, Settings, _order, race
 from benchmarks.report import MARKS, markdown, summary
 from benchmarks.workloads import GROUPS, WORKLOADS
-from benchmarks.workloads.memory import ROUNDS_MAX
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those that have a budget.
 BUDGETED = {"pull", "skewed", "threads", "push", "insert", "growth", "memory", "delta", "remote", "checkpoint"}
+
+# Those that start a process for each figure: one round is enough to see that they run.
+OF_PROCESSES = {"memory", "expiry"}
+# A quick run of everything is one fixture.
+pytestmark = pytest.mark.timeout(300)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +56,7 @@ def test_a_workload_prints_value_reference_and_ratio(
         if line["absent"] is None:
             assert line["reference_value"]["median"] > 0
             assert line["ratio"]["median"] > 0
-            assert line["rounds"] == (ROUNDS_MAX if workload == "memory" else 5)
+            assert line["rounds"] == (1 if workload in OF_PROCESSES else 5)
         assert line["parameters"]["command"].startswith(f"python -m benchmarks {workload} ")
         assert line["parameters"]["command"].splitlines()[0] in printed
     assert any(line["ratio"] for line in own), "some reference is always there"
@@ -89,6 +96,52 @@ def test_a_wrong_command_says_what_is_right(wrong: list[str]) -> None:
     done = run(*wrong)
     assert done.returncode == 2
     assert "usage:" in done.stderr
+
+
+def test_everyone_follows_everyone_else_in_some_round() -> None:
+    everyone = [Contender(name, lambda number: {}) for name in "abcde"]
+    orders = ["".join(one.name for one in _order(everyone, number)) for number in range(20)]
+    assert all(sorted(order) == list("abcde") for order in orders)
+    assert {order[0] for order in orders} == set("abcde")
+    followers = {(order[at], order[at + 1]) for order in orders for at in range(4)}
+    assert len(followers) == 5 * 4
+
+
+def test_a_table_that_does_not_fit_gets_a_smaller_dim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(1000, 64, 10, 5, 2, 1, True, tmp_path, tmp_path)
+    monkeypatch.setattr(sizes, "available_bytes", lambda: 200_000)
+    assert sizes.fitted(settings, lambda dim: 2 * dim) == settings
+    smaller = sizes.fitted(settings, lambda dim: 4 * dim)
+    assert smaller.dim == 32
+    assert smaller.note.startswith("dim 32 instead of 64")
+    with pytest.raises(MemoryError, match="no smaller one fits"):
+        sizes.fitted(settings, lambda dim: 1000 * dim)
+
+
+def test_skewed_ids_are_skewed_and_a_tenth_is_missing(tmp_path: Path) -> None:
+    settings = Settings(100_000, 4, 8192, 5, 20, 1, True, tmp_path, tmp_path)
+    numbers = np.concatenate(data.skewed_batches(settings, 0, misses=0.1))
+    missing = numbers >= settings.rows
+    assert 0.09 < missing.mean() < 0.11
+    counts = np.sort(np.unique(numbers[~missing], return_counts=True)[1])[::-1]
+    # Zipf: the most frequent number occurs about 2**1.05 times as often as the second.
+    assert 1.6 < counts[0] / counts[1] < 2.8
+    assert counts[:100].sum() > 0.3 * counts.sum()
+    assert len(np.unique(data.ids_of(settings, numbers))) == len(np.unique(numbers))
+
+
+@pytest.mark.parametrize("python", ["here", None])
+def test_a_peer_that_cannot_run_is_absent_and_says_why(python: str | None, tmp_path: Path) -> None:
+    settings = Settings(1000, 4, 10, 5, 2, 1, True, tmp_path, tmp_path)
+    if python is not None:
+        (tmp_path / "tfra" / "bin").mkdir(parents=True)
+        (tmp_path / "tfra" / "bin" / "python").symlink_to(sys.executable)
+    with ExitStack() as stack:
+        (absent,) = peers.contenders(settings, "insert", stack)
+    assert isinstance(absent, Absent)
+    assert absent.name == "TFRA upsert"
+    # Whichever module it lacks first: a link to an interpreter leads to no installed packages.
+    assert ("ModuleNotFoundError" if python else "make bench-peers") in absent.reason
 
 
 def test_contenders_take_turns_and_ratios_are_of_one_round(tmp_path: Path) -> None:
