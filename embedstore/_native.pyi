@@ -124,5 +124,7 @@ class Table:
         The ChunkDelta since a cursor, or the full chunk when it cannot continue from there.
         """
 
-    def apply(self, delta: bytes) -> tuple[int, int, int]:
-        """Apply a ChunkDelta: (chunk, incarnation, version) where it stands now."""
+    def apply(self, delta: bytes | memoryview) -> tuple[int, int, int]:
+        """
+        Apply a ChunkDelta: (chunk, incarnation, version) where it stands now. Nobody may write to the buffer meanwhile.
+        """

@@ -181,7 +181,7 @@ class Checkpointer:
         for ref in entry.blobs:
             blob = Blob(ref.segment, ref.offset, ref.length, ref.crc32c)
             try:
-                applied, _, _ = table.apply(reader.read(blob))
+                applied, _, _ = table.apply_buffer(reader.read(blob))
             except (CorruptCheckpointError, CorruptDeltaError, DeltaGapError) as problem:
                 self.corrupt.append(CorruptBlob(table.spec.name, chunk, str(problem)))
                 _log.error("table %s: chunk %d falls back: %s", table.spec.name, chunk, problem)

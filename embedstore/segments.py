@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import struct
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,7 @@ class SegmentReader:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: dict[int, int | CorruptCheckpointError] = {}
+        self._buffers = threading.local()
 
     def __enter__(self) -> SegmentReader:
         return self
@@ -153,27 +155,37 @@ class SegmentReader:
             return CorruptCheckpointError(str(path), "not a segment of this format")
         return handle
 
-    def read(self, blob: Blob) -> bytes:
-        """The bytes of one blob of an opened segment; :class:`CorruptCheckpointError` unless they are sound."""
+    def read(self, blob: Blob) -> memoryview:
+        """The bytes of one blob of an opened segment; :class:`CorruptCheckpointError` unless they are sound.
+
+        They lie in memory of the calling thread's and stay until its next read: large buffers that come and go would
+        cost more than reading into them.
+        """
         path = str(segment_path(self._directory, blob.segment))
         handle = self._files[blob.segment]
         if isinstance(handle, CorruptCheckpointError):
             raise handle
         try:
-            data = _pread(handle, blob.length, blob.offset)
+            if blob.offset + blob.length > os.fstat(handle).st_size:
+                raise CorruptCheckpointError(path, f"ends inside the blob at {blob.offset}")
+            data = self._room(blob.length)
+            _pread(handle, data, blob.offset)
         except OSError as problem:
             raise CorruptCheckpointError(path, str(problem)) from problem
-        if len(data) != blob.length:
-            raise CorruptCheckpointError(path, f"ends inside the blob at {blob.offset}")
         if crc32c(data) != blob.crc:
             raise CorruptCheckpointError(path, f"checksum of the blob at {blob.offset} does not match")
         return data
 
+    def _room(self, length: int) -> memoryview:
+        buffer: bytearray | None = getattr(self._buffers, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            self._buffers.buffer = buffer = bytearray(length + length // 4)
+        return memoryview(buffer)[:length]
 
-def _pread(handle: int, length: int, offset: int) -> bytes:
-    parts = []
-    while length > 0 and (part := os.pread(handle, min(length, 1 << 30), offset)):
-        parts.append(part)
-        length -= len(part)
-        offset += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+def _pread(handle: int, into: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(into):
+        if (count := os.preadv(handle, [into[done : done + (1 << 30)]], offset + done)) == 0:
+            raise OSError("ends early")
+        done += count

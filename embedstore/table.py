@@ -277,6 +277,10 @@ class Table:
             raise InvalidArgumentError("delta", f"must be bytes, not {type(delta).__name__}")
         return self._native.apply(delta)
 
+    def apply_buffer(self, delta: memoryview) -> tuple[int, int, int]:
+        """:meth:`apply` for memory that is used again afterwards; nobody may write to it during the call."""
+        return self._native.apply(delta)
+
     def branch(self) -> None:
         """Begin a new history in every chunk, with the present one as its parent: after recovery or promotion."""
         self._native.branch(self._new_incarnations())

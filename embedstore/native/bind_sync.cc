@@ -113,14 +113,17 @@ nb::bytes delta(const NamedTable& self, uint32_t chunk, uint64_t incarnation, ui
   return nb::borrow<nb::bytes>(bytes);
 }
 
-nb::tuple apply(NamedTable& self, const nb::bytes& data) {
+nb::tuple apply(NamedTable& self, const nb::object& data) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
   uint32_t chunk = 0;
   Cursor now;
   Status status;
   {
     nb::gil_scoped_release release;
-    status = self.table.apply(static_cast<const uint8_t*>(data.data()), data.size(), chunk, now);
+    status = self.table.apply(static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len), chunk, now);
   }
+  PyBuffer_Release(&view);
   check(status, self);
   return nb::make_tuple(chunk, now.incarnation, now.version);
 }
@@ -143,8 +146,10 @@ void bind_sync(nb::class_<NamedTable>& table) {
             nb::sig("def branch(self, incarnations: object) -> None"));
   table.def("delta", &delta, nb::arg("chunk"), nb::arg("incarnation"), nb::arg("version"), nb::arg("embeddings_only"),
             "The ChunkDelta since a cursor, or the full chunk when it cannot continue from there.");
-  table.def("apply", &apply, nb::arg("delta"), "Apply a ChunkDelta: (chunk, incarnation, version) where it stands now.",
-            nb::sig("def apply(self, delta: bytes) -> tuple[int, int, int]"));
+  table.def("apply", &apply, nb::arg("delta"),
+            "Apply a ChunkDelta: (chunk, incarnation, version) where it stands now. Nobody may write to the buffer "
+            "meanwhile.",
+            nb::sig("def apply(self, delta: bytes | memoryview) -> tuple[int, int, int]"));
 }
 
 }  // namespace embedstore::bind
