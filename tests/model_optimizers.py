@@ -73,7 +73,7 @@ def ready(optimizer: Optimizer, w: np.ndarray, g: np.ndarray) -> np.ndarray:
         bound = float(F(optimizer.clip_norm))
         norm = math.sqrt(square_sum(g))
         if norm > bound:
-            g = (g.astype(np.float64) * (bound / norm)).astype(F)
+            g = g * F(bound / norm)
     if optimizer.weight_decay:
         g = g + F(optimizer.weight_decay) * w
     return g

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 
 #include "native/hash.h"
 
@@ -16,22 +15,28 @@ constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
 constexpr uint32_t kBlock = 64;  // numbers made at a time, on the stack
 constexpr double kWithinTwoDeviations = 0.95449973610364158;
 
-// The halves of the words for the numbers `first` ... `first + count - 1`; `first` is even.
-EMBEDSTORE_INLINE void draw(uint64_t start, uint32_t first, uint32_t count, uint32_t* halves) noexcept {
+// Words, read as their halves; a union, as a copy of 256 bytes costs as much as making them.
+union Draws {
   uint64_t words[kBlock / 2];
+  uint32_t halves[kBlock];
+};
+
+// For the numbers `first` ... `first + count - 1`; `first` is even.
+EMBEDSTORE_INLINE void draw(uint64_t start, uint32_t first, uint32_t count, Draws& draws) noexcept {
+  const uint64_t before = start + (uint64_t{first} / 2 + 1) * kGolden;
   const uint32_t num_words = (count + 1) / 2;
-  for (uint32_t k = 0; k < num_words; ++k) words[k] = mix64(start + (first / 2 + k + 1) * kGolden);
-  std::memcpy(halves, words, count * sizeof(uint32_t));
+  for (uint64_t k = 0; k < num_words; ++k) draws.words[k] = mix64(before + k * kGolden);
 }
 
 EMBEDSTORE_INLINE void fill_uniform(uint64_t start, float scale, float* row, uint32_t dim) noexcept {
-  uint32_t halves[kBlock];
+  Draws draws;
   for (uint32_t first = 0; first < dim; first += kBlock) {
     const uint32_t count = std::min(kBlock, dim - first);
-    draw(start, first, count, halves);
+    draw(start, first, count, draws);
+    float* out = row + first;  // an index that cannot wrap around, or the loop stays scalar
     for (uint32_t i = 0; i < count; ++i) {
-      const auto centred = static_cast<int32_t>(halves[i] >> 8) - (1 << 23);
-      row[first + i] = static_cast<float>(centred) * 0x1p-23f * scale;
+      const auto centred = static_cast<int32_t>(draws.halves[i] >> 8) - (1 << 23);
+      out[i] = static_cast<float>(centred) * 0x1p-23f * scale;
     }
   }
 }
@@ -76,19 +81,20 @@ EMBEDSTORE_INLINE double standard_in_a_tail(double q) noexcept {
 // Every number is made as if it lay in the middle, all at once; one in seven is then made again.
 EMBEDSTORE_INLINE void fill_normal(uint64_t start, float scale, double within, double limit, float* row,
                                    uint32_t dim) noexcept {
-  uint32_t halves[kBlock];
+  Draws draws;
   double q[kBlock], values[kBlock];
   for (uint32_t first = 0; first < dim; first += kBlock) {
     const uint32_t count = std::min(kBlock, dim - first);
-    draw(start, first, count, halves);
+    draw(start, first, count, draws);
+    float* out = row + first;
     for (uint32_t i = 0; i < count; ++i) {
-      q[i] = (static_cast<double>(halves[i]) - 2147483647.5) * 0x1p-32 * within;
+      q[i] = (static_cast<double>(draws.halves[i]) - 2147483647.5) * 0x1p-32 * within;
       values[i] = standard_in_the_middle(q[i]);
     }
     for (uint32_t i = 0; i < count; ++i)
       if (std::fabs(q[i]) > kCentral) values[i] = standard_in_a_tail(q[i]);
     for (uint32_t i = 0; i < count; ++i)
-      row[first + i] = static_cast<float>(std::min(std::max(values[i], -limit), limit)) * scale;
+      out[i] = static_cast<float>(std::min(std::max(values[i], -limit), limit)) * scale;
   }
 }
 

@@ -74,9 +74,9 @@ void Optimizer::Step::clipped(float* row, float* state, const float* gradient, u
   const double norm = std::sqrt(square_sum_(gradient, rule_.dim));
   const double bound = static_cast<double>(clip_norm_);
   if (norm > bound) {
-    scaling_kernel_(rule_, row, state, gradient, updates, bound / norm);
+    scaling_kernel_(rule_, row, state, gradient, updates, static_cast<float>(bound / norm));
   } else {
-    kernel_(rule_, row, state, gradient, updates, 1.0);
+    kernel_(rule_, row, state, gradient, updates, 1.0f);
   }
 }
 

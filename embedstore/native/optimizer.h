@@ -3,7 +3,7 @@
 // so. Immutable, callable from any thread on distinct rows.
 //
 // First the row's gradient g, the sum over the push, is made ready:
-//   clip      when the norm of g is above clip_norm: g = float(g * (clip_norm / norm)), in double
+//   clip      when the norm of g is above clip_norm: g = g * float(clip_norm / norm), the norm in double
 //   decay     g = g + weight_decay * w, as torch.optim does (not FTRL)
 // then the rule runs:
 //   SGD              w -= lr * g
@@ -101,13 +101,13 @@ class Optimizer::Step {
     BiasCorrection first, second;  // Adam
   };
   using Kernel = void (*)(const Rule&, float* row, float* state, const float* gradient, uint32_t updates,
-                          double scale) noexcept;
+                          float scale) noexcept;
 
   void operator()(float* row, float* state, const float* gradient, uint32_t updates) const noexcept {
     if (clip_norm_ > 0) {
       clipped(row, state, gradient, updates);
     } else {
-      kernel_(rule_, row, state, gradient, updates, 1.0);
+      kernel_(rule_, row, state, gradient, updates, 1.0f);
     }
   }
 
