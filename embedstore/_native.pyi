@@ -43,9 +43,9 @@ class Table:
     One table of this process. Every method may be called from any thread and drops the GIL.
     """
 
-    def __init__(self, *, name: str, dim: int, num_chunks: int, chunk_begin: int, chunk_end: int, optimizer: int, lr: float, initial_accumulator: float, eps: float, beta1: float, beta2: float, l1: float, l2: float, weight_decay: float, clip_norm: float, init: int, init_scale: float, init_seed: int, init_on_miss: bool, embeddings_only: bool, tombstones_max: int, incarnations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+    def __init__(self, *, name: str, dim: int, num_chunks: int, chunk_begin: int, chunk_end: int, optimizer: int, lr: float, initial_accumulator: float, eps: float, beta1: float, beta2: float, l1: float, l2: float, weight_decay: float, clip_norm: float, init: int, init_scale: float, init_seed: int, init_on_miss: bool, embeddings_only: bool, stored: int, tombstones_max: int, incarnations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
         """
-        optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL (beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. incarnations: nonzero uint64, one for each owned chunk.
+        optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL (beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. stored: 0 fp32, and with embeddings_only also 1 fp16, 2 int8, 3 int4. incarnations: nonzero uint64, one for each owned chunk.
         """
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from embedstore.deltas import DeltaInfo as DeltaInfo
 from embedstore.deltas import delta_info as delta_info
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Ids, Origin, Rows, TableStats, as_ids, as_rows, check_position, check_stream_name
+from embedstore.row_formats import NATIVE_ROW_TYPES, RowFormat, as_row_format
 from embedstore.rules import init_arguments, optimizer_arguments
 from embedstore.spec import TableSpec
 
@@ -46,7 +47,8 @@ class Table:
     """One table: rows, optimizer state and history of the owned chunks.
 
     ``chunks``: the owned ones (default all); an id of another raises WrongShardError. ``embeddings_only``: what a
-    serving follower holds, without optimizer state; it takes deltas and assigns, no pushes. ``entropy(n)`` gives n
+    serving follower holds, without optimizer state; it takes deltas and assigns, no pushes. ``rows``: fp32, or for such
+    a table fp16, int8 or int4: packed when they come, float32 or float16 when they are read. ``entropy(n)`` gives n
     nonzero uint64 incarnations. An unsupported spec raises UnsupportedError naming the field. Sizes are bounded by
     memory alone; MemoryError leaves every chunk either before or after its part of the call.
     """
@@ -57,6 +59,7 @@ class Table:
         *,
         chunks: range | None = None,
         embeddings_only: bool = False,
+        rows: RowFormat = "fp32",
         entropy: Callable[[int], np.ndarray] = random_incarnations,
         tombstones_max: int = TOMBSTONES_PER_CHUNK_MAX,
     ) -> None:
@@ -67,6 +70,7 @@ class Table:
         self._spec = spec
         self._chunks = chunks
         self._embeddings_only = embeddings_only
+        self._row_format = as_row_format(rows, embeddings_only=embeddings_only)
         self._entropy = entropy
         self._native = _native.Table(
             name=spec.name,
@@ -78,6 +82,7 @@ class Table:
             **init_arguments(spec.init),
             init_on_miss=spec.on_miss == "init",
             embeddings_only=embeddings_only,
+            stored=NATIVE_ROW_TYPES[self._row_format],
             tombstones_max=tombstones_max,
             incarnations=self._new_incarnations(),
         )
@@ -101,6 +106,11 @@ class Table:
     def embeddings_only(self) -> bool:
         """Whether it holds no optimizer state."""
         return self._embeddings_only
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How it keeps its rows."""
+        return self._row_format
 
     @property
     def memory_bytes(self) -> int:

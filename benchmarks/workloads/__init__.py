@@ -9,6 +9,7 @@ from benchmarks.harness import Line, Settings
 WORKLOADS = {
     "pull": "reading rows in this process, against rows whose place is known, a hash map and other libraries",
     "skewed": "pulls with Zipf 1.05, duplicates and 10 % misses, against our own pulls of uniform ids",
+    "packed": "pulls from float16, int8 and int4 rows, against the same from float32 rows",
     "threads": "two threads that pull against one, and the same of a plain gather",
     "push": "Adagrad, row-wise Adagrad and Adam on distinct ids, against known rows, torch, a map and other libraries",
     "insert": "new ids into a table that grows from nothing, by assign and by first push; mean and worst batch",
@@ -18,7 +19,7 @@ WORKLOADS = {
     "remote": "pull, small pulls and push over loopback, against the raw handler and Redis",
     "checkpoint": "a checkpoint of rows that all changed, and a restart, against one flat file of the same bytes",
 }
-GROUPS = {"table": ("pull", "skewed", "threads", "push", "insert", "growth", "memory", "delta")}
+GROUPS = {"table": ("pull", "skewed", "packed", "threads", "push", "insert", "growth", "memory", "delta")}
 """Names that stand for several workloads."""
 
 

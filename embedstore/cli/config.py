@@ -36,6 +36,7 @@ class ServeSettings(BaseSettings):
     tables: Path | dict[str, Any] | None = None
     peers: str = ""
     follow: str = ""
+    rows: str | None = None
     checkpoint_interval_s: float = 5.0
     drain_s: float = 10.0
     workers: int = 32
@@ -59,6 +60,7 @@ class ServeSettings(BaseSettings):
             tables=specs,
             peers=_addresses(self.peers),
             follow=_addresses(self.follow),
+            rows=self.rows,
             checkpoint_interval_s=self.checkpoint_interval_s,
             drain_s=self.drain_s,
             workers=self.workers,

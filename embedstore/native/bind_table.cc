@@ -20,13 +20,15 @@ using RowsOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t num_chunks, uint32_t chunk_begin,
                uint32_t chunk_end, uint32_t optimizer, float lr, float initial_accumulator, float eps, float beta1,
                float beta2, float l1, float l2, float weight_decay, float clip_norm, uint32_t init, float init_scale,
-               uint64_t init_seed, bool init_on_miss, bool embeddings_only, size_t tombstones_max,
+               uint64_t init_seed, bool init_on_miss, bool embeddings_only, uint32_t stored, size_t tombstones_max,
                const IdArray& incarnations) {
   if (dim == 0 || dim > 4096) raise_invalid("dim", "must be from 1 to 4096");
   if (num_chunks == 0 || num_chunks > (1u << 16) || (num_chunks & (num_chunks - 1)) != 0)
     raise_invalid("num_chunks", "must be a power of two up to 65536");
   if (chunk_begin > chunk_end || chunk_end > num_chunks) raise_invalid("chunks", "must lie in [0, num_chunks]");
   if (optimizer == 0 || optimizer >= Optimizer::kKinds) raise_invalid("optimizer", "is of an unknown kind");
+  if (stored > 3) raise_invalid("stored", "is of an unknown kind");
+  if (stored != 0 && !embeddings_only) raise_invalid("stored", "must be 0 for a table with optimizer state");
   if (init > 4) raise_invalid("init", "is of an unknown kind");
   if (incarnations.shape(0) != chunk_end - chunk_begin) raise_invalid("incarnations", "needs one a chunk");
   std::vector<uint64_t> numbers(incarnations.data(), incarnations.data() + incarnations.shape(0));
@@ -39,6 +41,7 @@ void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t
       static_cast<Optimizer::Kind>(optimizer), initial_accumulator, eps, beta1, beta2, l1, l2, weight_decay, clip_norm};
   config.init = {static_cast<Initializer::Kind>(init), init_scale, init_seed};
   config.embeddings_only = embeddings_only;
+  config.stored = static_cast<RowType>(stored);
   config.tombstones_max = tombstones_max;
   config.chunk_begin = chunk_begin;
   config.chunk_end = chunk_end;
@@ -210,11 +213,12 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
             nb::arg("chunk_begin"), nb::arg("chunk_end"), nb::arg("optimizer"), nb::arg("lr"),
             nb::arg("initial_accumulator"), nb::arg("eps"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("l1"),
             nb::arg("l2"), nb::arg("weight_decay"), nb::arg("clip_norm"), nb::arg("init"), nb::arg("init_scale"),
-            nb::arg("init_seed"), nb::arg("init_on_miss"), nb::arg("embeddings_only"), nb::arg("tombstones_max"),
-            nb::arg("incarnations"),
+            nb::arg("init_seed"), nb::arg("init_on_miss"), nb::arg("embeddings_only"), nb::arg("stored"),
+            nb::arg("tombstones_max"), nb::arg("incarnations"),
             "optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL "
             "(beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. "
-            "incarnations: nonzero uint64, one for each owned chunk.");
+            "stored: 0 fp32, and with embeddings_only also 1 fp16, 2 int8, 3 int4. incarnations: nonzero uint64, one "
+            "for each owned chunk.");
   table.def(
       "__len__", [](const NamedTable& self) { return self.table.size(); }, "Rows.",
       nb::call_guard<nb::gil_scoped_release>());

@@ -5,6 +5,8 @@
 #include <new>
 #include <utility>
 
+#include "native/quantize.h"
+
 namespace embedstore {
 namespace {
 
@@ -124,6 +126,7 @@ size_t Chunk::assign(const Items& items, const AssignArgs& args, WriteScratch& s
   Rows& store = contents_.rows;
   store.set_newest(++version);
   advance_clock(args.times.at(0, clock_ms));
+  const EncodeRow encode = encoder(config_.stored);
   for (size_t i = 0; i < items.count; ++i) {
     const uint32_t row = rows[i];
     const uint32_t occurrence = args.last[items.sources[i]];
@@ -134,7 +137,7 @@ size_t Chunk::assign(const Items& items, const AssignArgs& args, WriteScratch& s
       contents_.tombstones.remove(items.ids[i]);
     }
     see(store.header(row), seconds);
-    std::copy_n(args.rows + size_t{occurrence} * dim, dim, store.embedding(row));
+    encode(args.rows + size_t{occurrence} * dim, dim, store.packed(row));
     store.set_version(row, version);
   }
   return inserted;

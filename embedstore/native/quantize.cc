@@ -8,6 +8,10 @@
 
 #include "native/half.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 // Each kernel is written once and compiled for several instruction sets; one of them is chosen when the program starts.
 #define EMBEDSTORE_INLINE inline __attribute__((always_inline))
 // GCC takes short loops apart before its vectoriser sees them.
@@ -50,6 +54,16 @@ EMBEDSTORE_INLINE void limited(const LooseFloat* values, uint32_t count, float* 
   }
 }
 
+// float_of() for scales and biases: no NaN, no infinity, no branch.
+EMBEDSTORE_INLINE float finite_of(uint16_t half) noexcept {
+  const uint32_t exponent = (half >> 10) & 31;
+  const uint32_t normal = exponent != 0 ? 1 : 0;
+  const uint32_t mantissa = (half & 0x3FFu) | (normal << 10);
+  const float unit = std::bit_cast<float>((exponent + 103 - normal) << 23);
+  const float value = static_cast<float>(static_cast<int32_t>(mantissa)) * unit;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | (static_cast<uint32_t>(half & 0x8000) << 16));
+}
+
 // The distance to the next number of float16 above |bias|.
 EMBEDSTORE_INLINE float last_place(uint16_t bias) noexcept {
   const uint32_t exponent = (bias >> 10) & 31;
@@ -69,6 +83,23 @@ struct Grid {
   float scale;
   float bias;
 };
+
+template <bool kF16c>
+EMBEDSTORE_INLINE Grid grid_at(const uint8_t* constants) noexcept {
+#if defined(__x86_64__)
+  if constexpr (kF16c) {
+    // As assembly, because an intrinsic would tie this function to one instruction set.
+    int both;
+    std::memcpy(&both, constants, sizeof both);
+    __m128 floats;
+    asm("vcvtph2ps %1, %0" : "=x"(floats) : "x"(_mm_cvtsi32_si128(both)));
+    return {_mm_cvtss_f32(floats), _mm_cvtss_f32(_mm_shuffle_ps(floats, floats, 1))};
+  }
+#endif
+  uint16_t halves[2];
+  std::memcpy(halves, constants, sizeof halves);
+  return {finite_of(halves[0]), finite_of(halves[1])};
+}
 
 template <uint32_t kLevels>
 EMBEDSTORE_INLINE void codes_of(const float* x, Grid grid, float* codes) noexcept {
@@ -111,7 +142,7 @@ EMBEDSTORE_INLINE Grid fit(const float* x, float* codes) noexcept {
     high = std::max(high, key);
   }
   const uint16_t half = half_of(from_ordered(low));
-  const float bias = half == 0x8000 ? 0.0f : float_of(half);
+  const float bias = half == 0x8000 ? 0.0f : finite_of(half);
   const float range = std::max(from_ordered(high) - bias, 0.0f);
   const float step = range / static_cast<float>(kLevels);
   const float floor = last_place(half);
@@ -120,7 +151,7 @@ EMBEDSTORE_INLINE Grid fit(const float* x, float* codes) noexcept {
     codes_of<kLevels>(x, grid, codes);
     return grid;
   }
-  Grid best{std::max(float_of(half_of(step)), floor), bias};
+  Grid best{std::max(finite_of(half_of(step)), floor), bias};
   if (best.scale == floor) {
     codes_of<kLevels>(x, best, codes);
     return best;
@@ -128,7 +159,7 @@ EMBEDSTORE_INLINE Grid fit(const float* x, float* codes) noexcept {
   float least = square_error<kLevels>(x, best, codes);
   alignas(64) float others[kGroup];
   for (const float factor : {1.0f - 0.2f / kLevels, 1.0f + 0.2f / kLevels}) {
-    const Grid grid{float_of(half_of(step * factor)), bias};
+    const Grid grid{finite_of(half_of(step * factor)), bias};
     // Past the limit the largest number would not bring the scale back.
     if (grid.scale < kHalfMinNormal || grid.scale < floor || bias + grid.scale * kLevels > kHalfMax) continue;
     const float error = square_error<kLevels>(x, grid, others);
@@ -193,13 +224,11 @@ EMBEDSTORE_INLINE void decode_rest(const uint8_t* codes, uint32_t count, Grid gr
 }
 
 // Decodes `count` numbers, whole groups and perhaps a short last one, and moves both pointers behind them.
-template <uint32_t kLevels>
+template <uint32_t kLevels, bool kF16c>
 EMBEDSTORE_INLINE void decode_groups(const uint8_t*& constants, const uint8_t*& codes, uint32_t count,
                                      LooseFloat* out) noexcept {
   for (uint32_t at = 0; at < count; at += kGroup) {
-    uint16_t halves[2];
-    std::memcpy(halves, constants, sizeof halves);
-    const Grid grid{float_of(halves[0]), float_of(halves[1])};
+    const Grid grid = grid_at<kF16c>(constants);
     if (count - at >= kGroup) {
       decode_group<kLevels>(codes, grid, out + at);
     } else {
@@ -210,15 +239,15 @@ EMBEDSTORE_INLINE void decode_groups(const uint8_t*& constants, const uint8_t*& 
   }
 }
 
-template <uint32_t kLevels>
+template <uint32_t kLevels, bool kF16c>
 EMBEDSTORE_INLINE void decode_body(const std::byte* packed, uint32_t dim, void* out) noexcept {
   const auto* constants = reinterpret_cast<const uint8_t*>(packed);
   const uint8_t* codes = constants + kConstantBytes * groups_of(dim);
-  decode_groups<kLevels>(constants, codes, dim, static_cast<LooseFloat*>(out));
+  decode_groups<kLevels, kF16c>(constants, codes, dim, static_cast<LooseFloat*>(out));
 }
 
 // Packed rows to float16 by way of float32, a piece at a time.
-template <uint32_t kLevels>
+template <uint32_t kLevels, bool kF16c>
 EMBEDSTORE_INLINE void decode_half_body(const std::byte* packed, uint32_t dim, void* out,
                                         const HalfKernels& half) noexcept {
   const auto* constants = reinterpret_cast<const uint8_t*>(packed);
@@ -227,7 +256,7 @@ EMBEDSTORE_INLINE void decode_half_body(const std::byte* packed, uint32_t dim, v
   alignas(64) float values[kPiece];
   for (uint32_t begin = 0; begin < dim; begin += kPiece) {
     const uint32_t count = std::min(kPiece, dim - begin);
-    decode_groups<kLevels>(constants, codes, count, values);
+    decode_groups<kLevels, kF16c>(constants, codes, count, values);
     half.to(values, count, bytes + 2 * size_t{begin});
   }
 }
@@ -247,7 +276,7 @@ void copy_in(const void* values, uint32_t dim, std::byte* packed) noexcept { std
 void copy_out(const std::byte* packed, uint32_t dim, void* out) noexcept { std::memcpy(out, packed, 4 * dim); }
 void copy_half_out(const std::byte* packed, uint32_t dim, void* out) noexcept { std::memcpy(out, packed, 2 * dim); }
 
-#define EMBEDSTORE_KERNELS(NAME, TARGET, HALF)                                                                  \
+#define EMBEDSTORE_KERNELS(NAME, TARGET, F16C, HALF)                                                            \
   TARGET void encode16_##NAME(const void* values, uint32_t dim, std::byte* packed) noexcept {                   \
     encode_half_body(values, dim, packed, HALF);                                                                \
   }                                                                                                             \
@@ -258,16 +287,16 @@ void copy_half_out(const std::byte* packed, uint32_t dim, void* out) noexcept { 
     encode_body<15>(values, dim, packed);                                                                       \
   }                                                                                                             \
   TARGET void decode8_##NAME(const std::byte* packed, uint32_t dim, void* out) noexcept {                       \
-    decode_body<255>(packed, dim, out);                                                                         \
+    decode_body<255, F16C>(packed, dim, out);                                                                   \
   }                                                                                                             \
   TARGET void decode4_##NAME(const std::byte* packed, uint32_t dim, void* out) noexcept {                       \
-    decode_body<15>(packed, dim, out);                                                                          \
+    decode_body<15, F16C>(packed, dim, out);                                                                    \
   }                                                                                                             \
   TARGET void decode8_half_##NAME(const std::byte* packed, uint32_t dim, void* out) noexcept {                  \
-    decode_half_body<255>(packed, dim, out, HALF);                                                              \
+    decode_half_body<255, F16C>(packed, dim, out, HALF);                                                        \
   }                                                                                                             \
   TARGET void decode4_half_##NAME(const std::byte* packed, uint32_t dim, void* out) noexcept {                  \
-    decode_half_body<15>(packed, dim, out, HALF);                                                               \
+    decode_half_body<15, F16C>(packed, dim, out, HALF);                                                         \
   }                                                                                                             \
   void halve_##NAME(const std::byte* packed, uint32_t dim, void* out) noexcept {                                \
     HALF.to(reinterpret_cast<const float*>(packed), dim, out);                                                  \
@@ -278,10 +307,10 @@ void copy_half_out(const std::byte* packed, uint32_t dim, void* out) noexcept { 
                                      {copy_out, widen_##NAME, decode8_##NAME, decode4_##NAME},                  \
                                      {halve_##NAME, copy_half_out, decode8_half_##NAME, decode4_half_##NAME}};
 
-EMBEDSTORE_KERNELS(portable, , kHalfPortable)
+EMBEDSTORE_KERNELS(portable, , false, kHalfPortable)
 #if defined(__x86_64__)
-EMBEDSTORE_KERNELS(avx2, __attribute__((target("avx2"))), half_kernels())
-EMBEDSTORE_KERNELS(avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512"))),
+EMBEDSTORE_KERNELS(avx2, __attribute__((target("avx2"))), true, half_kernels())
+EMBEDSTORE_KERNELS(avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512"))), true,
                    half_kernels())
 constexpr std::array kAll = {k_portable, k_avx2, k_avx512};
 #else

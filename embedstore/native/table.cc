@@ -4,28 +4,18 @@
 #include <new>
 #include <shared_mutex>
 
-#include "native/half.h"
+#include "native/quantize.h"
 
 namespace embedstore {
 namespace {
 
-constexpr float kZeroRow[4096] = {};
-
 size_t width_of(RowType type) noexcept { return type == RowType::kFloat16 ? 2 : 4; }
-
-void write_floats(const float* values, uint32_t dim, RowType type, uint8_t* out) noexcept {
-  if (type == RowType::kFloat32) {
-    std::memcpy(out, values, sizeof(float) * dim);
-  } else {
-    to_half(values, dim, out);
-  }
-}
 
 }  // namespace
 
 Table::Table(const TableConfig& config, const std::vector<uint64_t>& incarnations)
     : config_(config),
-      layout_(config.dim, config.embeddings_only ? 0 : config.optimizer.state_floats(config.dim)),
+      layout_(config.dim, config.embeddings_only ? 0 : config.optimizer.state_floats(config.dim), config.stored),
       chunk_bits_(log2_of(config.num_chunks)),
       pools_(layout_.slab_bytes),
       lr_(config.lr) {
@@ -80,7 +70,9 @@ Status Table::check_chunk(uint32_t chunk) const {
 void Table::pull_group(const Chunk& chunk, const Items& items, const PullTarget& target, uint64_t& missed) const {
   const uint32_t dim = config_.dim;
   const size_t row_width = width_of(target.type) * dim;
-  const size_t row_bytes = sizeof(RowHeader) + (target.rows != nullptr ? sizeof(float) * dim : 0);
+  const size_t row_bytes = sizeof(RowHeader) + (target.rows != nullptr ? layout_.embedding_bytes : 0);
+  const DecodeRow decode = decoder(config_.stored, target.type);
+  const DecodeRow convert = decoder(RowType::kFloat32, target.type);
   auto* out = static_cast<uint8_t*>(target.rows);
   Scratch<float> initial;
   if (config_.init_on_miss && out != nullptr) initial.sized(dim);
@@ -91,12 +83,15 @@ void Table::pull_group(const Chunk& chunk, const Items& items, const PullTarget&
     const bool found = row != kNoRow;
     missed += !found;
     if (out != nullptr) {
-      const float* values = found ? rows.embedding(row) : kZeroRow;
-      if (!found && config_.init_on_miss) {
+      uint8_t* to = out + at * row_width;
+      if (found) {
+        decode(rows.packed(row), dim, to);
+      } else if (config_.init_on_miss) {
         config_.init.fill(items.ids[i], initial.data(), dim);
-        values = initial.data();
+        convert(reinterpret_cast<const std::byte*>(initial.data()), dim, to);
+      } else {
+        std::memset(to, 0, row_width);
       }
-      write_floats(values, dim, target.type, out + at * row_width);
     }
     if (target.found != nullptr) target.found[at] = found;
     if (target.updates == nullptr) return;
@@ -145,6 +140,7 @@ Status Table::scan(uint32_t chunk_number, ScannedChunk& out) const try {
   out.first_seen_s.reserve(count);
   out.last_seen_s.reserve(count);
   out.embeddings.reserve(count * config_.dim);
+  const DecodeRow decode = decoder(config_.stored, RowType::kFloat32);
   for (uint32_t row = 0; row < rows.end(); ++row) {
     if (!rows.in_use(row)) continue;
     const RowHeader& header = rows.header(row);
@@ -152,7 +148,8 @@ Status Table::scan(uint32_t chunk_number, ScannedChunk& out) const try {
     out.updates.push_back(header.updates);
     out.first_seen_s.push_back(header.first_seen_s);
     out.last_seen_s.push_back(header.last_seen_s);
-    out.embeddings.insert(out.embeddings.end(), rows.embedding(row), rows.embedding(row) + config_.dim);
+    out.embeddings.resize(out.embeddings.size() + config_.dim);
+    decode(rows.packed(row), config_.dim, out.embeddings.data() + out.embeddings.size() - config_.dim);
   }
   return {};
 } catch (const std::bad_alloc&) {

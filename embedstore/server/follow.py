@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 
-from embedstore.errors import InvalidArgumentError, UnavailableError, UnsupportedError
+from embedstore.errors import InvalidArgumentError, UnavailableError
 from embedstore.interface import LeaderState
 from embedstore.peers import parse_addresses
 from embedstore.server.feed import SYNC_INTERVAL_MS_MAX
@@ -33,8 +33,9 @@ class FollowerStore(Replica):
     """Implements ``Reader``; every write raises ReadOnlyError. All methods may be called from any thread.
 
     Returns at once and fills itself in the background; :meth:`wait_synced` waits for the first complete copy.
-    ``embeddings_only=False`` keeps optimizer state too (a standby). ``clock_ms`` is the wall clock that ages are
-    measured with: they are as exact as the clocks of leader and follower agree.
+    ``embeddings_only=False`` keeps optimizer state too (a standby), and ``rows`` are float32 then; else see
+    :func:`follow`. ``clock_ms`` is the wall clock that ages are measured with: they are as exact as the clocks of
+    leader and follower agree.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class FollowerStore(Replica):
         *,
         only_tables: Sequence[str] = (),
         embeddings_only: bool = True,
+        rows: str | None = None,
         sync_interval_ms: int = SYNC_INTERVAL_MS,
         retry: Retry | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
@@ -53,7 +55,7 @@ class FollowerStore(Replica):
             raise InvalidArgumentError("only_tables", "must be a sequence of table names")
         if isinstance(sync_interval_ms, bool) or not 1 <= sync_interval_ms <= SYNC_INTERVAL_MS_MAX:
             raise InvalidArgumentError("sync_interval_ms", f"must be in [1, {SYNC_INTERVAL_MS_MAX}]")
-        super().__init__(embeddings_only=embeddings_only, clock_ms=clock_ms)
+        super().__init__(embeddings_only=embeddings_only, rows=rows, clock_ms=clock_ms)
         self._only_tables = tuple(only_tables)
         self._sync_interval_ms = sync_interval_ms
         self._retry = retry or Retry()
@@ -209,12 +211,8 @@ def follow(
     """A serving follower inside this process: embeddings and metadata of the leaders' tables, read-only.
 
     ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard is enough, all of them are found through it.
-    ``rows``: the number format to keep (None or "fp32"; others raise UnsupportedError in this release).
+    ``rows``: how to keep them: "fp32" (as None), "fp16", "int8" or "int4"; whatever it is, pulls give float32.
     ``only_tables``: leave out all others. ``sync_interval_ms``: shortest time between two deltas of one chunk.
     Returns before anything has arrived; see :meth:`FollowerStore.wait_synced`.
     """
-    if rows not in (None, "fp32"):
-        if rows in ("fp16", "int8", "int4"):
-            raise UnsupportedError("rows", f"{rows} is not supported yet")
-        raise InvalidArgumentError("rows", f"must be fp32, fp16, int8 or int4, not {rows!r}")
-    return FollowerStore(addresses, only_tables=only_tables or (), sync_interval_ms=sync_interval_ms)
+    return FollowerStore(addresses, rows=rows, only_tables=only_tables or (), sync_interval_ms=sync_interval_ms)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from embedstore.errors import ReadOnlyError
 from embedstore.interface import StreamState
+from embedstore.row_formats import as_row_format
 from embedstore.server.intake import same_rows
 from embedstore.spec import TableSpec
 from embedstore.table import Table
@@ -23,7 +24,14 @@ class Replica(TableSet):
     """Implements :class:`embedstore.server.intake.Holder` and, with ``TableSet``, ``Reader``; every write raises
     ReadOnlyError. All methods may be called from any thread. Leaders are numbers here."""
 
-    def __init__(self, *, embeddings_only: bool = True, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
+    def __init__(
+        self,
+        *,
+        embeddings_only: bool = True,
+        rows: str | None = None,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self._row_format = as_row_format(rows, embeddings_only=embeddings_only)
         super().__init__(clock_ms=clock_ms)
         self._embeddings_only = embeddings_only
         self._catalogue = threading.Lock()
@@ -77,7 +85,7 @@ class Replica(TableSet):
                 self.ask_again(other, spec.name)
 
     def _fresh(self, spec: TableSpec) -> Table:
-        return Table(spec, embeddings_only=self._embeddings_only)
+        return Table(spec, embeddings_only=self._embeddings_only, rows=self._row_format)
 
     def stream_states(self) -> dict[str, StreamState]:
         """What its chunks have absorbed of each stream; a follower makes nothing durable and knows no writers."""

@@ -27,6 +27,7 @@ from embedstore import _native
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.peers import parse_addresses
 from embedstore.placement import check_shard
+from embedstore.row_formats import as_row_format
 from embedstore.server import admin, embedding
 from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
@@ -65,7 +66,8 @@ class ShardOptions:
     """What a serving process is told at its start.
 
     ``listen``: host:port, port 0 for a free one. ``data``: directory, None for memory only. ``peers``: addresses of all
-    shards in order, or none. ``follow``: leaders' addresses; then this is a follower and has no shard, data or tables.
+    shards in order, or none. ``follow``: leaders' addresses; then this is a follower and has no shard, data or tables;
+    ``rows``: how a follower keeps them, fp32, fp16, int8 or int4.
     ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
     """
 
@@ -76,6 +78,7 @@ class ShardOptions:
     tables: Sequence[TableSpec] = ()
     peers: Sequence[str] = ()
     follow: Sequence[str] = ()
+    rows: str | None = None
     checkpoint_interval_s: float = 5.0
     drain_s: float = 10.0
     workers: int = 32
@@ -98,6 +101,9 @@ class ShardOptions:
                     raise InvalidArgumentError(name, "a follower has none")
             if self.num_shards != 1:
                 raise InvalidArgumentError("shard", "a follower has none")
+            as_row_format(self.rows)
+        elif self.rows is not None:
+            raise InvalidArgumentError("rows", "is for followers: a shard keeps float32")
         host, colon, port = self.listen.rpartition(":")
         if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
             raise InvalidArgumentError("listen", f"must be host:port, not {self.listen!r}")
@@ -210,7 +216,7 @@ class Shard:
     def _open_store(self) -> None:
         options = self.options
         if options.follow:
-            follower = follow(",".join(options.follow), sync_interval_ms=options.sync_interval_ms)
+            follower = follow(",".join(options.follow), rows=options.rows, sync_interval_ms=options.sync_interval_ms)
             self._store = follower
             self._background = threading.Thread(
                 target=self._await_sync, args=(follower,), name="await-sync", daemon=True

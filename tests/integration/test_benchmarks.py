@@ -19,7 +19,19 @@ from benchmarks.workloads import GROUPS, WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those that have a budget.
-BUDGETED = {"pull", "skewed", "threads", "push", "insert", "growth", "memory", "delta", "remote", "checkpoint"}
+BUDGETED = {
+    "pull",
+    "skewed",
+    "packed",
+    "threads",
+    "push",
+    "insert",
+    "growth",
+    "memory",
+    "delta",
+    "remote",
+    "checkpoint",
+}
 
 # Those that start a process for each figure: one round is enough to see that they run.
 OF_PROCESSES = {"memory", "expiry"}

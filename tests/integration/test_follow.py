@@ -20,7 +20,6 @@ from embedstore.errors import (
     ReadOnlyError,
     TableNotFoundError,
     UnavailableError,
-    UnsupportedError,
 )
 from embedstore.interface import Origin, Reader
 from embedstore.placement import chunks_of_ids, split
@@ -442,10 +441,6 @@ def test_a_follower_takes_no_writes(cluster: Callable[..., Cluster]) -> None:
 
 
 def test_what_cannot_work_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="rows"):
-        follow("localhost:1", rows="int8")
-    with pytest.raises(InvalidArgumentError, match="rows"):
-        follow("localhost:1", rows="complex")
     with pytest.raises(InvalidArgumentError, match="addresses"):
         follow("localhost")
     with pytest.raises(InvalidArgumentError, match="sync_interval_ms"):

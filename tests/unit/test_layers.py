@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    {"_native", "deltas", "dense", "errors", "ids", "interface", "protowire", "rules", "spec", "v1"},
+    {"_native", "deltas", "dense", "errors", "ids", "interface", "protowire", "row_formats", "rules", "spec", "v1"},
     {"table"},
     {"checkpoint", "manifest", "records", "segments"},
     {"origins", "store", "table_set", "writing"},
