@@ -1,6 +1,7 @@
 #include "native/buddy_pool.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace embedstore {
 namespace {
@@ -14,7 +15,7 @@ unsigned order_of(size_t bytes) noexcept {
 }  // namespace
 
 BuddyPool::~BuddyPool() {
-  for (const auto& region : regions_) unmap_huge(region->memory, kHugePageBytes);
+  for (const auto& region : regions_) unmap_huge(region.memory, kHugePageBytes);
 }
 
 size_t BuddyPool::num_regions() const {
@@ -24,52 +25,52 @@ size_t BuddyPool::num_regions() const {
 
 // `order` is that of `node`, whose own value is already right.
 void BuddyPool::update_parents(Region& region, size_t node, unsigned order) noexcept {
+  Tree& tree = *region.tree;
   while (node > 1) {
     node /= 2;
     ++order;
-    const uint8_t left = region.tree[2 * node];
-    const uint8_t right = region.tree[2 * node + 1];
-    region.tree[node] = left == order && right == order ? static_cast<uint8_t>(order + 1) : std::max(left, right);
+    const uint8_t left = tree[2 * node];
+    const uint8_t right = tree[2 * node + 1];
+    tree[node] = left == order && right == order ? static_cast<uint8_t>(order + 1) : std::max(left, right);
   }
+  region.largest = tree[1];
 }
 
 void* BuddyPool::allocate(size_t bytes) {
   const unsigned order = order_of(bytes);
   const std::lock_guard lock(mutex_);
-  auto found = std::find_if(regions_.begin(), regions_.end(), [&](const auto& r) { return r->tree[1] > order; });
+  auto found = std::find_if(regions_.begin(), regions_.end(), [&](const Region& r) { return r.largest > order; });
   if (found == regions_.end()) {
     regions_.reserve(regions_.size() + 1);
-    auto region = std::make_unique<Region>();
+    auto tree = std::make_unique<Tree>();
     for (unsigned depth = 0; depth < kOrders; ++depth)
-      std::fill_n(region->tree.begin() + (size_t{1} << depth), size_t{1} << depth,
-                  static_cast<uint8_t>(kOrders - depth));
-    region->memory = static_cast<std::byte*>(map_huge(kHugePageBytes));
-    regions_.push_back(std::move(region));
-    found = regions_.end() - 1;
+      std::fill_n(tree->begin() + (size_t{1} << depth), size_t{1} << depth, static_cast<uint8_t>(kOrders - depth));
+    auto* memory = static_cast<std::byte*>(map_huge(kHugePageBytes));
+    found = std::find_if(regions_.begin(), regions_.end(), [&](const Region& r) { return r.memory > memory; });
+    found = regions_.insert(found, Region{memory, std::move(tree), kOrders});
   }
-  Region& region = **found;
+  Tree& tree = *found->tree;
   size_t node = 1;
   unsigned at = kOrders - 1;
-  for (; at > order; --at) node = 2 * node + (region.tree[2 * node] > order ? 0 : 1);
-  region.tree[node] = 0;
-  update_parents(region, node, order);
-  return region.memory + (node - (size_t{1} << (kOrders - 1 - order))) * (kBlockBytesMin << order);
+  for (; at > order; --at) node = 2 * node + (tree[2 * node] > order ? 0 : 1);
+  tree[node] = 0;
+  update_parents(*found, node, order);
+  return found->memory + (node - (size_t{1} << (kOrders - 1 - order))) * (kBlockBytesMin << order);
 }
 
 void BuddyPool::release(void* block, size_t bytes) noexcept {
   const unsigned order = order_of(bytes);
   const std::lock_guard lock(mutex_);
-  const auto found = std::find_if(regions_.begin(), regions_.end(), [&](const auto& r) {
-    return block >= r->memory && block < r->memory + kHugePageBytes;
-  });
-  Region& region = **found;
+  const auto after = std::upper_bound(regions_.begin(), regions_.end(), static_cast<std::byte*>(block),
+                                      [](const std::byte* b, const Region& r) { return b < r.memory; });
+  Region& region = *(after - 1);
   const auto offset = static_cast<size_t>(static_cast<std::byte*>(block) - region.memory);
   const size_t node = (size_t{1} << (kOrders - 1 - order)) + offset / (kBlockBytesMin << order);
-  region.tree[node] = static_cast<uint8_t>(order + 1);
+  (*region.tree)[node] = static_cast<uint8_t>(order + 1);
   update_parents(region, node, order);
-  if (region.tree[1] != kOrders) return;
+  if (region.largest != kOrders) return;
   unmap_huge(region.memory, kHugePageBytes);
-  regions_.erase(found);
+  regions_.erase(after - 1);
 }
 
 }  // namespace embedstore

@@ -1,93 +1,71 @@
 #include "native/index.h"
 
-#include <cstring>
+#include <algorithm>
 #include <new>
 #include <utility>
 
 namespace embedstore {
 namespace {
 
-constexpr size_t kFirstBuckets = 2;
-constexpr size_t kLoadPercentMax = 85;
-// Below this load a failed search means chosen ids: doubling would not help.
-constexpr size_t kLoadPercentToDouble = 50;
-constexpr size_t kLoadPercentToShrink = 35;
-constexpr size_t kLoadPercentShrunk = 75;
-constexpr size_t kBucketsMax = size_t{1} << 29;
-// Buckets that one breadth-first search looks at: at 0.85 it hardly ever needs more than twenty.
+constexpr unsigned kLoadPercentToShrink = 35;
+constexpr unsigned kLoadPercentShrunk = 66;
+// Buckets that one breadth-first search looks at: it hardly ever needs more than twenty.
 constexpr size_t kSearchMax = 400;
+// Entries of the stash that a step of growth tries again.
+constexpr size_t kUnstashMax = 16;
+
+bool put(Bucket& bucket, uint16_t tag, uint16_t home, uint32_t row) noexcept {
+  const unsigned free = bucket.empty();
+  if (free == 0) return false;
+  const int slot = __builtin_ctz(free);
+  bucket.tags[slot] = tag;
+  bucket.homes[slot] = home;
+  bucket.rows[slot] = row;
+  return true;
+}
 
 }  // namespace
 
-Index::~Index() {
-  if (buckets_ == nullptr) return;
-  const size_t bytes = num_buckets() * sizeof(Bucket);
-  if (pool_ == nullptr || bytes < BuddyPool::kBlockBytesMin) {
-    ::operator delete(buckets_, std::align_val_t{alignof(Bucket)});
-  } else if (bytes <= BuddyPool::kBlockBytesMax) {
-    pool_->release(buckets_, bytes);
-  } else {
-    unmap_huge(buckets_, bytes);
-  }
-}
-
 void Index::swap(Index& other) noexcept {
-  std::swap(pool_, other.pool_);
-  std::swap(buckets_, other.buckets_);
-  std::swap(mask_, other.mask_);
-  std::swap(size_, other.size_);
+  std::swap(directory_, other.directory_);
+  std::swap(places_mask_, other.places_mask_);
+  std::swap(shift_, other.shift_);
+  std::swap(octave_, other.octave_);
+  std::swap(single_, other.single_);
+  std::swap(steps_, other.steps_);
   std::swap(stash_, other.stash_);
-}
-
-void Index::allocate(size_t buckets) {
-  if (buckets > kBucketsMax) throw std::bad_alloc();
-  const size_t bytes = buckets * sizeof(Bucket);
-  void* memory = pool_ == nullptr || bytes < BuddyPool::kBlockBytesMin
-                     ? ::operator new(bytes, std::align_val_t{alignof(Bucket)})
-                 : bytes <= BuddyPool::kBlockBytesMax ? pool_->allocate(bytes)
-                                                      : map_huge(bytes);
-  std::memset(memory, 0, bytes);
-  buckets_ = static_cast<Bucket*>(memory);
-  mask_ = static_cast<uint32_t>(buckets - 1);
+  std::swap(size_, other.size_);
+  std::swap(entries_, other.entries_);
+  std::swap(pool_, other.pool_);
 }
 
 void Index::reserve(size_t more, const RowHashes& rows) {
-  size_t buckets = buckets_ ? num_buckets() : kFirstBuckets;
-  while ((size_ + more) * 100 > buckets * Bucket::kSlots * kLoadPercentMax) buckets *= 2;
-  if (buckets != num_buckets() && more != 0) rebuild(buckets, rows);
+  if (more == 0) return;
+  if (entries_ == nullptr) allocate(buckets_for(size_ + more, kLoadPercentMax));
+  while ((size_ - stash_.size() + more) * 100 > num_buckets() * Bucket::kSlots * kLoadPercentMax) grow(rows);
 }
 
-void Index::rebuild(size_t buckets, const RowHashes& rows) {
-  Index larger(pool_);
-  larger.allocate(buckets);
-  const bool known = buckets <= 0x10000;
-  for (size_t b = 0; b < num_buckets(); ++b) {
-    const Bucket& bucket = buckets_[b];
-    for (unsigned s = 0; s < Bucket::kSlots; ++s) {
-      if (bucket.tags[s] == 0) continue;
-      const uint32_t row = bucket.rows[s];
-      const uint32_t place = known ? bucket.homes[s] : place_of(rows.hash_of(row));
-      if (!larger.place(place, bucket.tags[s], row)) larger.stash(rows.hash_of(row), row);
-    }
+void Index::grow(const RowHashes& rows) {
+  if (single_) {
+    rebuild(num_buckets() * 2, rows);
+  } else {
+    step(rows);
+    unstash(rows);
   }
-  stash_.for_each([&](uint64_t hash, uint64_t value) {
-    const auto row = static_cast<uint32_t>(value - 1);
-    if (!larger.place(place_of(hash), tag_of(hash), row)) larger.stash(hash, row);
-  });
-  larger.size_ = size_;
-  swap(larger);
 }
 
 void Index::shrink(const RowHashes& rows) {
-  if (size_ * 100 >= num_buckets() * Bucket::kSlots * kLoadPercentToShrink) return;
+  const size_t in_buckets = size_ - stash_.size();
+  const bool sparse = in_buckets * 100 < num_buckets() * Bucket::kSlots * kLoadPercentToShrink;
+  const bool sparse_stash = stash_.memory_bytes() > 1024 + 128 * stash_.size();
+  if (!sparse && !sparse_stash) return;
   if (size_ == 0) {
     Index none(pool_);
     swap(none);
     return;
   }
-  size_t buckets = kFirstBuckets;
-  while (size_ * 100 > buckets * Bucket::kSlots * kLoadPercentShrunk) buckets *= 2;
-  if (buckets < num_buckets()) rebuild(buckets, rows);
+  const size_t buckets = std::min(num_buckets(), sparse ? buckets_for(in_buckets, kLoadPercentShrunk) : num_buckets());
+  if (buckets < num_buckets() || sparse_stash) rebuild(buckets, rows);
 }
 
 void Index::stash(uint64_t hash, uint32_t row) {
@@ -95,23 +73,32 @@ void Index::stash(uint64_t hash, uint32_t row) {
   stash_.set(hash, uint64_t{row} + 1);
 }
 
+// Few entries only: with many, ids were chosen to collide, and trying them again at every step would cost too much.
+void Index::unstash(const RowHashes& rows) noexcept {
+  if (stash_.empty() || stash_.size() > kUnstashMax) return;
+  uint64_t hashes[kUnstashMax];
+  size_t count = 0;
+  stash_.for_each([&](uint64_t hash, uint64_t) { hashes[count++] = hash; });
+  for (size_t i = 0; i < count; ++i) {
+    const auto row = static_cast<uint32_t>(stash_.get(hashes[i]) - 1);
+    if (place(place_of(hashes[i]), tag_of(hashes[i]), row, rows)) stash_.erase(hashes[i]);
+  }
+}
+
 void Index::insert(uint64_t hash, uint32_t row, const RowHashes& rows) {
   reserve(1, rows);
-  if (!place(place_of(hash), tag_of(hash), row)) {
-    if (size_ * 100 >= num_buckets() * Bucket::kSlots * kLoadPercentToDouble) rebuild(num_buckets() * 2, rows);
-    if (!place(place_of(hash), tag_of(hash), row)) stash(hash, row);
-  }
+  if (!place(place_of(hash), tag_of(hash), row, rows)) stash(hash, row);
   ++size_;
 }
 
 Index::Slot Index::slot_of(uint64_t hash, uint32_t row) const noexcept {
-  if (!buckets_) return {nullptr, 0};
   const uint16_t tag = tag_of(hash);
   const uint32_t place = place_of(hash);
-  for (const uint32_t b : {place & mask_, partner_of(place, tag) & mask_}) {
-    for (unsigned m = buckets_[b].match(tag, static_cast<uint16_t>(place)); m != 0; m &= m - 1) {
+  for (const uint32_t p : {place, partner_of(place, tag)}) {
+    Bucket* bucket = at(p);
+    for (unsigned m = bucket->match(tag, static_cast<uint16_t>(place)); m != 0; m &= m - 1) {
       const int slot = __builtin_ctz(m);
-      if (buckets_[b].rows[slot] == row) return {&buckets_[b], slot};
+      if (bucket->rows[slot] == row) return {bucket, slot};
     }
   }
   return {nullptr, 0};
@@ -136,62 +123,73 @@ void Index::update(uint64_t hash, uint32_t from, uint32_t to) noexcept {
   }
 }
 
-bool Index::put(uint32_t bucket, uint16_t tag, uint16_t home, uint32_t row) noexcept {
-  Bucket& b = buckets_[bucket];
-  const unsigned free = b.empty();
-  if (free == 0) return false;
-  const int slot = __builtin_ctz(free);
-  b.tags[slot] = tag;
-  b.homes[slot] = home;
-  b.rows[slot] = row;
-  return true;
-}
-
-bool Index::place(uint32_t place, uint16_t tag, uint32_t row) noexcept {
+bool Index::place(uint32_t place, uint16_t tag, uint32_t row, const RowHashes& rows) noexcept {
   const auto home = static_cast<uint16_t>(place);
-  const uint32_t first = place & mask_;
-  const uint32_t second = partner_of(place, tag) & mask_;
-  if (put(first, tag, home, row) || put(second, tag, home, row)) return true;
-  uint32_t freed;
-  return displace(first, second, &freed) && put(freed, tag, home, row);
+  const uint32_t partner = partner_of(place, tag);
+  if (put(*at(place), tag, home, row) || put(*at(partner), tag, home, row)) return true;
+  Bucket* freed = displace(place, partner, rows);
+  return freed != nullptr && put(*freed, tag, home, row);
 }
 
-// Frees a slot in one of two full buckets by moving entries to their partners along the shortest path. A shortest path
-// passes no bucket twice, so each entry is still where the search saw it when its turn comes.
-bool Index::displace(uint32_t first, uint32_t second, uint32_t* freed) noexcept {
+// The other place of the entry in a slot of the bucket of `place`, exact in the bits that choose a bucket; or kNowhere
+// when only the hash knows them, and it makes no difference because all buckets in question are full.
+Index::Elsewhere Index::elsewhere(uint32_t place, const Bucket& bucket, unsigned slot,
+                                  const RowHashes& rows) const noexcept {
+  const uint16_t tag = bucket.tags[slot];
+  const uint16_t home = bucket.homes[slot];
+  if (places_mask_ <= 0xFFFF) {
+    const uint32_t other = ((home ^ place) & 1) == 0 ? partner_of(home, tag) : home;
+    return {at(other), other};
+  }
+  // `place` is exact below the highest bit; that one counts only where the ranges are split.
+  const uint32_t highest = (places_mask_ >> 1) + 1;
+  const uint32_t other = partner_of(place, tag);
+  if (at(place) != at(place ^ highest) || at(other) == at(other ^ highest)) return {at(other), other};
+  if (at(other)->empty() == 0 && at(other ^ highest)->empty() == 0) return {nullptr, 0};
+  const uint32_t known = place_of(rows.hash_of(bucket.rows[slot]));
+  const uint32_t exact = ((known ^ place) & 1) == 0 ? partner_of(known, tag) : known;
+  return {at(exact), exact};
+}
+
+// Frees a slot in one of two full buckets by moving entries to their other buckets along the shortest path. A shortest
+// path passes no bucket twice, so each entry is still where the search saw it when its turn comes.
+Bucket* Index::displace(uint32_t first, uint32_t second, const RowHashes& rows) noexcept {
   struct Node {
-    uint32_t bucket;
+    Bucket* bucket;
+    uint32_t place;
     int16_t parent;
     uint8_t slot;  // of the parent's bucket: the entry that would come here
   };
   Node nodes[kSearchMax];
   size_t count = 0;
-  nodes[count++] = {first, -1, 0};
-  if (second != first) nodes[count++] = {second, -1, 0};
+  nodes[count++] = {at(first), first, -1, 0};
+  if (at(second) != at(first)) nodes[count++] = {at(second), second, -1, 0};
 
   for (size_t head = 0; head < count; ++head) {
-    const uint32_t from = nodes[head].bucket;
+    const Node from = nodes[head];
     for (unsigned s = 0; s < Bucket::kSlots; ++s) {
-      const uint32_t to = partner_of(from, buckets_[from].tags[s]) & mask_;
-      if (buckets_[to].empty() == 0) {
-        if (count < kSearchMax) nodes[count++] = {to, static_cast<int16_t>(head), static_cast<uint8_t>(s)};
+      const Elsewhere to = elsewhere(from.place, *from.bucket, s, rows);
+      if (to.bucket == nullptr) continue;
+      if (to.bucket->empty() == 0) {
+        if (count < kSearchMax) {
+          nodes[count++] = {to.bucket, to.place, static_cast<int16_t>(head), static_cast<uint8_t>(s)};
+        }
         continue;
       }
-      uint32_t target = to;
+      Bucket* target = to.bucket;
       auto slot = static_cast<uint8_t>(s);
       for (auto at = static_cast<int16_t>(head); at >= 0;) {
-        Bucket& source = buckets_[nodes[at].bucket];
-        put(target, source.tags[slot], source.homes[slot], source.rows[slot]);
+        Bucket& source = *nodes[at].bucket;
+        put(*target, source.tags[slot], source.homes[slot], source.rows[slot]);
         source.tags[slot] = 0;
-        target = nodes[at].bucket;
+        target = &source;
         slot = nodes[at].slot;
         at = nodes[at].parent;
       }
-      *freed = target;
-      return true;
+      return target;
     }
   }
-  return false;
+  return nullptr;
 }
 
 }  // namespace embedstore

@@ -1,21 +1,36 @@
 // From an id to its row number inside one chunk: bucketized cuckoo hashing with partial keys (Fan, Andersen, Kaminsky,
 // "MemC3", NSDI 2013; breadth-first insertion after Li et al., "Algorithmic Improvements for Fast Concurrent Cuckoo
-// Hashing", EuroSys 2014).
+// Hashing", EuroSys 2014) that grows in small steps as linear hashing does (Litwin, VLDB 1980).
 //
 // Invariants
 // - A bucket is one cache line of eight slots: a 16-bit tag (0: empty), the low 16 bits of the entry's place, and the
-//   row number. The number of buckets is 0 or a power of two.
-// - An entry lies in bucket `place & mask` or in its partner, or, when neither could take it, in the stash. The stash
-//   holds something only if more ids share both buckets than fit there, which takes chosen ids: correct, but slower.
+//   row number.
+// - An entry lies in the bucket of its place or of its partner place, or, when neither could take it, in the stash. The
+//   stash holds more than a few only if many ids share both buckets, which takes chosen ids: correct, but slower.
+// - Both places of an entry differ in their lowest bit, and a bucket only has places of equal lowest bit. So the place
+//   bits in a slot tell whether the entry lies at its place or at its partner place.
 // - The index never compares ids; a match is a candidate, and the caller compares the id kept in the row.
-// - At most 0.85 of the slots are used; the table of buckets doubles before that. Doubling reads no row up to 65536
-//   buckets, because tag and place bits say where an entry goes; beyond that it asks for the hash of each row.
+// - At most kLoadPercentMax of the slots are used.
+//
+// Buckets lie in blocks, and a directory says where: entry e serves the places whose low bits are from e << shift up,
+// and holds the address that its bucket 0 would have. Up to 64 buckets are one block, and double. From then on an
+// octave (from 2^k to 2^(k+1) buckets) is passed in steps. It begins with a directory over 2^(k+1) places whose upper
+// half names the same buckets as its lower half; a step takes a range of old buckets, splits each by bit k of its
+// entries' places, and so gives a range of the upper half buckets of its own. Places in a range not yet split have
+// twice the density of the others; the choice of two buckets evens that out. Blocks have a power of two of buckets, an
+// eighth of 2^k and at most kBlockBucketsMax, so a step has a bounded cost at any size. Below that bound, a step also
+// moves what stays into one block of the new size; blocks that were made together are given back one step apart, so
+// that the pool can join them again.
+//
+// The bits that a step needs are in the slots up to 65536 buckets. Beyond that the hash of each row is asked for, and
+// also by an insert that has to displace an entry into a range where only the hash knows the bucket.
 //
 // Not synchronised: the chunk's lock protects it. Entries are never more than 2^32 - 1 (row numbers).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "native/buddy_pool.h"
 #include "native/flat_map.h"
@@ -50,9 +65,7 @@ struct alignas(64) Bucket {
         vandq_u16(vceqq_u16(vld1q_u16(tags), vdupq_n_u16(tag)), vceqq_u16(vld1q_u16(homes), vdupq_n_u16(home)));
     return neon_mask(both);
 #else
-    unsigned mask = 0;
-    for (unsigned s = 0; s < kSlots; ++s) mask |= unsigned{tags[s] == tag && homes[s] == home} << s;
-    return mask;
+    return match_portable(tag, home);
 #endif
   }
 
@@ -64,10 +77,20 @@ struct alignas(64) Bucket {
 #elif defined(__aarch64__)
     return neon_mask(vceqq_u16(vld1q_u16(tags), vdupq_n_u16(0)));
 #else
+    return empty_portable();
+#endif
+  }
+
+  // The same for any machine; what the vector forms are tested against.
+  unsigned match_portable(uint16_t tag, uint16_t home) const noexcept {
+    unsigned mask = 0;
+    for (unsigned s = 0; s < kSlots; ++s) mask |= unsigned{tags[s] == tag && homes[s] == home} << s;
+    return mask;
+  }
+  unsigned empty_portable() const noexcept {
     unsigned mask = 0;
     for (unsigned s = 0; s < kSlots; ++s) mask |= unsigned{tags[s] == 0} << s;
     return mask;
-#endif
   }
 
 #if defined(__aarch64__)
@@ -79,7 +102,7 @@ struct alignas(64) Bucket {
 };
 static_assert(sizeof(Bucket) == 64);
 
-// Gives the hash of the id in a row; asked only while the index doubles beyond 65536 buckets.
+// Gives the hash of the id in a row; asked only by an index of more than 65536 buckets, and for the stash.
 struct RowHashes {
   virtual uint64_t hash_of(uint32_t row) const noexcept = 0;
 
@@ -89,6 +112,11 @@ struct RowHashes {
 
 class Index {
  public:
+  // Of the slots. The load at which it grows trades memory against lookups that need the second bucket.
+  static constexpr unsigned kLoadPercentMax = 72;
+  static constexpr uint32_t kSingleBlockBuckets = 64;
+  static constexpr uint32_t kBlockBucketsMax = 2048;
+
   // Without a pool the buckets come from operator new.
   explicit Index(BuddyPool* pool = nullptr) noexcept : pool_(pool) {}
   ~Index();
@@ -100,13 +128,11 @@ class Index {
   }
 
   size_t size() const noexcept { return size_; }
-  size_t memory_bytes() const noexcept { return num_buckets() * sizeof(Bucket) + stash_.memory_bytes(); }
+  size_t memory_bytes() const noexcept;
 
-  void prefetch(uint64_t hash) const noexcept {
-    if (buckets_) __builtin_prefetch(&buckets_[place_of(hash) & mask_]);
-  }
+  void prefetch(uint64_t hash) const noexcept { __builtin_prefetch(at(place_of(hash))); }
   void prefetch_partner(uint64_t hash) const noexcept {
-    if (buckets_) __builtin_prefetch(&buckets_[partner_of(place_of(hash), tag_of(hash)) & mask_]);
+    __builtin_prefetch(at(partner_of(place_of(hash), tag_of(hash))));
   }
 
   // The first candidate in the entry's first (or partner) bucket, kNoRow if there is none.
@@ -118,12 +144,12 @@ class Index {
   // The row for which same(row) holds among all candidates, kNoRow if there is none.
   template <class Same>
   uint32_t find(uint64_t hash, Same same) const noexcept {
-    if (!buckets_) return kNoRow;
     const uint16_t tag = tag_of(hash);
     const uint32_t place = place_of(hash);
-    for (const uint32_t b : {place & mask_, partner_of(place, tag) & mask_}) {
-      for (unsigned m = buckets_[b].match(tag, static_cast<uint16_t>(place)); m != 0; m &= m - 1) {
-        const uint32_t row = buckets_[b].rows[__builtin_ctz(m)];
+    for (const uint32_t p : {place, partner_of(place, tag)}) {
+      const Bucket& b = *at(p);
+      for (unsigned m = b.match(tag, static_cast<uint16_t>(place)); m != 0; m &= m - 1) {
+        const uint32_t row = b.rows[__builtin_ctz(m)];
         if (same(row)) return row;
       }
     }
@@ -134,43 +160,80 @@ class Index {
     return stash_.empty() ? kNoRow : static_cast<uint32_t>(stash_.get(hash) - 1);
   }
 
-  // Makes room for `more` entries at load 0.85. Throws std::bad_alloc, and is unchanged then.
+  // Makes room for `more` entries. Throws std::bad_alloc, and no entry changes then.
   void reserve(size_t more, const RowHashes& rows);
-  // The hash must not be present. Throws std::bad_alloc, and is unchanged then.
+  // The hash must not be present. Throws std::bad_alloc, and no entry changes then.
   void insert(uint64_t hash, uint32_t row, const RowHashes& rows);
   // The entry must be present.
   void erase(uint64_t hash, uint32_t row) noexcept;
   // The entry, which must be present, names another row from now on.
   void update(uint64_t hash, uint32_t from, uint32_t to) noexcept;
-  // Gives memory back when less than 0.35 of the slots are used. Throws std::bad_alloc, and is unchanged then.
+  // Gives memory back when less than 0.35 of the slots are used, or the stash is far too large. Throws std::bad_alloc,
+  // and is unchanged then.
   void shrink(const RowHashes& rows);
 
  private:
-  size_t num_buckets() const noexcept { return buckets_ ? size_t{mask_} + 1 : 0; }
-  uint32_t candidate_in(uint32_t bucket, uint64_t hash) const noexcept {
-    if (!buckets_) return kNoRow;
-    const Bucket& b = buckets_[bucket & mask_];
-    const unsigned m = b.match(tag_of(hash), static_cast<uint16_t>(place_of(hash)));
-    return m == 0 ? kNoRow : b.rows[__builtin_ctz(m)];
-  }
   struct Slot {
     Bucket* bucket;  // null: in the stash
     int at;
   };
+
+  struct Elsewhere {
+    Bucket* bucket;
+    uint32_t place;
+  };
+
+  Bucket* at(uint32_t place) const noexcept {
+    const uint32_t low = place & places_mask_;
+    return reinterpret_cast<Bucket*>(directory_[low >> shift_] + uintptr_t{low} * sizeof(Bucket));
+  }
+  uint32_t candidate_in(uint32_t place, uint64_t hash) const noexcept {
+    const Bucket& b = *at(place);
+    const unsigned m = b.match(tag_of(hash), static_cast<uint16_t>(place_of(hash)));
+    return m == 0 ? kNoRow : b.rows[__builtin_ctz(m)];
+  }
   Slot slot_of(uint64_t hash, uint32_t row) const noexcept;
   void swap(Index& other) noexcept;
-  void allocate(size_t buckets);
-  void rebuild(size_t buckets, const RowHashes& rows);
-  void stash(uint64_t hash, uint32_t row);
-  bool place(uint32_t place, uint16_t tag, uint32_t row) noexcept;
-  bool put(uint32_t bucket, uint16_t tag, uint16_t home, uint32_t row) noexcept;
-  bool displace(uint32_t first, uint32_t second, uint32_t* freed) noexcept;
 
-  BuddyPool* pool_ = nullptr;
-  Bucket* buckets_ = nullptr;
-  uint32_t mask_ = 0;
-  size_t size_ = 0;
+  // --- blocks (index_blocks.cc)
+  size_t num_buckets() const noexcept;
+  static size_t buckets_for(size_t entries, unsigned load_percent) noexcept;
+  Bucket* allocate_block(uint32_t buckets) const;
+  void release_block(Bucket* block, uint32_t buckets) const noexcept;
+  template <class Visit>
+  void for_each_range(Visit visit) const;
+  template <class Visit>
+  void for_each_block(Visit visit) const;
+  uint32_t step_of(uint32_t range) const noexcept;
+  uint32_t range_of(uint32_t step) const noexcept;
+  void name(Bucket* block, uint32_t first, uint32_t buckets) noexcept;
+  void allocate(size_t buckets);
+  void open_octave();
+  void step(const RowHashes& rows);
+  void split(const Bucket& from, uint32_t number, Bucket& low, Bucket& high, const RowHashes& rows) const noexcept;
+  void rebuild(size_t buckets, const RowHashes& rows);
+
+  void grow(const RowHashes& rows);
+  void stash(uint64_t hash, uint32_t row);
+  void unstash(const RowHashes& rows) noexcept;
+  bool place(uint32_t place, uint16_t tag, uint32_t row, const RowHashes& rows) noexcept;
+  Elsewhere elsewhere(uint32_t place, const Bucket& bucket, unsigned slot, const RowHashes& rows) const noexcept;
+  Bucket* displace(uint32_t first, uint32_t second, const RowHashes& rows) noexcept;
+
+  static const Bucket kNoBucket;
+  static const uintptr_t kNoDirectory[1];
+
+  // What a lookup reads comes first.
+  const uintptr_t* directory_ = kNoDirectory;
+  uint32_t places_mask_ = 0;
+  uint8_t shift_ = 0;
+  uint8_t octave_ = 0;  // k: there are 2^k buckets and those of `steps_` steps
+  bool single_ = true;  // one block, or none
+  uint32_t steps_ = 0;
   FlatMap stash_;  // by hash, which is a bijection of the id; value: row + 1
+  size_t size_ = 0;
+  std::unique_ptr<uintptr_t[]> entries_;
+  BuddyPool* pool_ = nullptr;
 };
 
 }  // namespace embedstore

@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <new>
 #include <unordered_map>
 #include <vector>
 
@@ -6,6 +7,7 @@
 #include "native/index.h"
 
 using namespace embedstore;
+using embedstore::test::fail_allocations_after;
 using embedstore::test::Random;
 
 namespace {
@@ -30,50 +32,105 @@ uint32_t find(const Index& index, const FakeRows& rows, uint64_t hash) {
 
 }  // namespace
 
-TEST(index_equals_a_map_through_inserts_and_erases) {
-  Random random{11};
-  Index index;
-  FakeRows rows;
-  std::unordered_map<uint64_t, uint32_t> model;
-  std::vector<uint64_t> present;
-  CHECK(find(index, rows, 42) == kNoRow);
-  for (int i = 0; i < 200000; ++i) {
-    if (random.below(10) < 3 && !present.empty()) {
-      const size_t victim = random.below(present.size());
-      const uint64_t hash = present[victim];
-      index.erase(hash, model.at(hash));
-      CHECK(find(index, rows, hash) == kNoRow);
-      model.erase(hash);
-      present[victim] = present.back();
-      present.pop_back();
-    } else {
-      const uint64_t hash = random.next();
-      index.insert(hash, rows.add(hash), rows);
-      model[hash] = static_cast<uint32_t>(rows.hashes.size() - 1);
-      present.push_back(hash);
-    }
-    CHECK(index.size() == model.size());
-  }
+namespace {
+
+// Every entry of the model is found, and ids that are not in it are not.
+void check_equal(const Index& index, const FakeRows& rows, const std::unordered_map<uint64_t, uint32_t>& model,
+                 Random& random) {
+  CHECK(index.size() == model.size());
   for (const auto& [hash, row] : model) CHECK(find(index, rows, hash) == row);
-  for (int i = 0; i < 100000; ++i) {
+  for (int i = 0; i < 10000; ++i) {
     const uint64_t hash = random.next();
     CHECK(find(index, rows, hash) == (model.contains(hash) ? model.at(hash) : kNoRow));
   }
 }
 
-TEST(index_is_filled_to_its_load_without_a_stash_and_grows_without_reading_rows) {
-  Random random{12};
+// Ids of which many have the same tag and place in any index.
+uint64_t colliding_hash(uint64_t i) { return i << 48 | 0x123456789ABC; }
+
+}  // namespace
+
+TEST(index_equals_a_map_through_growth_erases_updates_and_shrinks) {
+  Random random{11};
+  BuddyPool pool;
+  for (BuddyPool* from : {static_cast<BuddyPool*>(nullptr), &pool}) {
+    Index index(from);
+    FakeRows rows;
+    std::unordered_map<uint64_t, uint32_t> model;
+    std::vector<uint64_t> present;
+    CHECK(find(index, rows, 42) == kNoRow);
+    for (const unsigned erases_in_ten : {2, 9, 1, 8, 3, 9, 10}) {
+      for (int i = 0; i < 60000 && (erases_in_ten < 8 || !present.empty()); ++i) {
+        if (random.below(10) < erases_in_ten && !present.empty()) {
+          const size_t victim = random.below(present.size());
+          const uint64_t hash = present[victim];
+          index.erase(hash, model.at(hash));
+          CHECK(find(index, rows, hash) == kNoRow);
+          model.erase(hash);
+          present[victim] = present.back();
+          present.pop_back();
+        } else if (!present.empty() && random.below(10) == 0) {
+          const uint64_t hash = present[random.below(present.size())];
+          const uint32_t row = rows.add(hash);
+          index.update(hash, model.at(hash), row);
+          model[hash] = row;
+        } else {
+          const uint64_t hash = random.below(1000) == 0 ? colliding_hash(static_cast<uint64_t>(i)) : random.next();
+          if (model.contains(hash)) continue;
+          const uint32_t row = rows.add(hash);
+          index.insert(hash, row, rows);
+          model[hash] = row;
+          present.push_back(hash);
+        }
+        if (random.below(1000) == 0) index.shrink(rows);
+      }
+      check_equal(index, rows, model, random);
+      index.shrink(rows);
+      check_equal(index, rows, model, random);
+    }
+    CHECK(model.empty());
+    CHECK(index.memory_bytes() == 0);
+  }
+  CHECK(pool.num_regions() == 0);
+}
+
+TEST(index_finds_everything_after_every_step_of_growth) {
+  Random random{17};
   Index index;
   FakeRows rows;
-  double bytes_per_entry_least = 1000;
-  for (int i = 0; i < 400000; ++i) {
+  size_t bytes = 0;
+  int steps = 0;
+  while (rows.hashes.size() < 100000) {
     const uint64_t hash = random.next();
     index.insert(hash, rows.add(hash), rows);
-    const double bytes = static_cast<double>(index.memory_bytes()) / static_cast<double>(index.size());
-    if (bytes < bytes_per_entry_least) bytes_per_entry_least = bytes;
+    if (index.memory_bytes() == bytes) continue;
+    bytes = index.memory_bytes();
+    ++steps;
+    for (uint32_t row = 0; row < rows.hashes.size(); ++row) CHECK(find(index, rows, rows.hashes[row]) == row);
   }
-  CHECK(bytes_per_entry_least < 9.5);  // 64 bytes for 8 slots at 0.85
+  CHECK(steps > 50);
+}
+
+TEST(index_takes_little_memory_at_every_size_and_grows_in_small_steps_without_reading_rows) {
+  Random random{12};
+  BuddyPool pool;
+  Index index(&pool);
+  FakeRows rows;
+  size_t bytes = 0;
+  for (size_t i = 0; i < 350000; ++i) {
+    const uint64_t hash = random.next();
+    index.insert(hash, rows.add(hash), rows);
+    const size_t now = index.memory_bytes();
+    if (i > 2000 && now > bytes) {
+      CHECK(now <= 13 * index.size());
+      // A step reads as many buckets as it makes.
+      CHECK(now - bytes <= bytes / 8 + 1024);
+      CHECK(now - bytes <= Index::kBlockBucketsMax * sizeof(Bucket) + 1024);
+    }
+    bytes = now;
+  }
   CHECK(rows.asked == 0);
+  CHECK(pool.num_regions() * kHugePageBytes < bytes * 2);
 }
 
 TEST(index_beyond_65536_buckets_finds_everything) {
@@ -93,7 +150,7 @@ TEST(index_update_names_another_row_also_in_the_stash) {
   Index index;
   FakeRows rows;
   for (uint64_t i = 0; i < 5000; ++i) {
-    const uint64_t hash = i < 100 ? i << 48 | 0x123456789ABC : random.next();
+    const uint64_t hash = i < 100 ? colliding_hash(i) : random.next();
     index.insert(hash, rows.add(hash), rows);
   }
   const std::vector<uint64_t> hashes = rows.hashes;
@@ -110,7 +167,7 @@ TEST(index_shrinks_to_what_it_holds_and_not_before) {
   FakeRows rows;
   constexpr uint32_t kColliding = 100;
   for (uint64_t i = 0; i < 300000; ++i) {
-    const uint64_t hash = i < kColliding ? i << 48 | 0x123456789ABC : random.next();
+    const uint64_t hash = i < kColliding ? colliding_hash(i) : random.next();
     index.insert(hash, rows.add(hash), rows);
   }
   uint32_t left = 300000;
@@ -140,7 +197,7 @@ TEST(index_survives_hashes_chosen_to_collide) {
   FakeRows rows;
   // The same tag and place: no number of buckets can tell them apart.
   for (uint64_t i = 0; i < 500; ++i) {
-    const uint64_t hash = i << 48 | 0x123456789ABC;
+    const uint64_t hash = colliding_hash(i);
     index.insert(hash, rows.add(hash), rows);
   }
   CHECK(index.memory_bytes() < 100000);
@@ -152,6 +209,49 @@ TEST(index_survives_hashes_chosen_to_collide) {
   for (uint32_t row = 0; row < rows.hashes.size(); ++row) CHECK(find(index, rows, rows.hashes[row]) == row);
   for (uint32_t row = 0; row < 500; row += 2) index.erase(rows.hashes[row], row);
   for (uint32_t row = 0; row < 500; ++row) CHECK(find(index, rows, rows.hashes[row]) == (row % 2 == 0 ? kNoRow : row));
+}
+
+TEST(index_is_unchanged_when_memory_runs_out) {
+  Random random{18};
+  FakeRows rows;
+  std::unordered_map<uint64_t, uint32_t> model;
+  Index index;
+  rows.hashes.reserve(20000);
+  model.reserve(20000);
+  int failures = 0;
+  const auto try_all = [&](auto change) {
+    for (long allocations = 0;; ++allocations) {
+      fail_allocations_after(allocations);
+      try {
+        change();
+        fail_allocations_after(-1);
+        return;
+      } catch (const std::bad_alloc&) {
+        fail_allocations_after(-1);
+        ++failures;
+        if (model.size() % 16 == 0) check_equal(index, rows, model, random);
+        CHECK(index.size() == model.size());
+      }
+    }
+  };
+  for (uint64_t i = 0; i < 8000; ++i) {
+    const uint64_t hash = i % 100 == 0 ? colliding_hash(i) : random.next();
+    const uint32_t row = rows.add(hash);
+    try_all([&] { index.insert(hash, row, rows); });
+    model[hash] = row;
+  }
+  check_equal(index, rows, model, random);
+  CHECK(failures > 60);
+  for (uint32_t row = 500; row < 8000; ++row) {
+    index.erase(rows.hashes[row], row);
+    model.erase(rows.hashes[row]);
+  }
+  const int before = failures;
+  const size_t bytes = index.memory_bytes();
+  try_all([&] { index.shrink(rows); });
+  CHECK(failures > before + 2);
+  CHECK(index.memory_bytes() < bytes / 8);
+  check_equal(index, rows, model, random);
 }
 
 TEST(bucket_compare_is_exact_in_every_slot) {
@@ -167,4 +267,21 @@ TEST(bucket_compare_is_exact_in_every_slot) {
   }
   bucket.tags[3] = bucket.tags[7] = 0;
   CHECK(bucket.empty() == (1u << 3 | 1u << 7));
+}
+
+TEST(bucket_compare_with_vectors_equals_the_portable_one) {
+  Random random{19};
+  for (int i = 0; i < 100000; ++i) {
+    Bucket bucket;
+    const uint64_t values = random.below(4) + 1;  // few different ones, so that many are equal
+    for (unsigned s = 0; s < Bucket::kSlots; ++s) {
+      bucket.tags[s] = static_cast<uint16_t>(random.below(values) * 0x4001);
+      bucket.homes[s] = static_cast<uint16_t>(random.below(values) * 0x5555);
+      bucket.rows[s] = static_cast<uint32_t>(random.next());
+    }
+    const auto tag = static_cast<uint16_t>(random.below(values) * 0x4001);
+    const auto home = static_cast<uint16_t>(random.below(values) * 0x5555);
+    CHECK(bucket.match(tag, home) == bucket.match_portable(tag, home));
+    CHECK(bucket.empty() == bucket.empty_portable());
+  }
 }
