@@ -32,7 +32,7 @@ template <class... Args>
       if (position >= 0 && std::find(positions.begin(), positions.end(), position) == positions.end())
         positions.push_back(position);
     }
-    result[origin.stream.c_str()] = positions;
+    result[nb::str(origin.stream.c_str(), origin.stream.size())] = positions;
   }
   raise("GapError", result);
 }

@@ -26,7 +26,7 @@ nb::list watermarks(const NamedTable& self) {
   nb::list result;
   for (const auto& [marks, chunks] : distinct) {
     nb::dict positions;
-    for (const auto& [stream, position] : marks->list()) positions[stream.c_str()] = position;
+    for (const auto& [stream, position] : marks->list()) positions[nb::str(stream.c_str(), stream.size())] = position;
     result.append(nb::make_tuple(positions, nb::cast(chunks)));
   }
   return result;

@@ -26,6 +26,23 @@ size_t bytes_of(const WatermarkSet& watermarks) noexcept {
   return padded(bytes);
 }
 
+// Whether the bytes are UTF-8 as RFC 3629 has it: shortest forms, no surrogates, nothing above U+10FFFF.
+bool is_utf8(const uint8_t* p, const uint8_t* end) noexcept {
+  while (p < end) {
+    const uint8_t lead = *p++;
+    if (lead < 0x80) continue;
+    const int more = lead >= 0xC2 && lead < 0xE0 ? 1 : (lead & 0xF0) == 0xE0 ? 2 : lead >= 0xF0 && lead < 0xF5 ? 3 : 0;
+    if (more == 0 || end - p < more) return false;
+    const uint8_t least = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+    const uint8_t most = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+    if (*p < least || *p > most) return false;
+    for (int i = 1; i < more; ++i)
+      if ((p[i] & 0xC0) != 0x80) return false;
+    p += more;
+  }
+  return true;
+}
+
 uint64_t used_slots(const Sketch::Slot* block) noexcept {
   uint64_t used = 0;
   for (uint32_t s = 0; s < Sketch::kBlockSlots; ++s) used |= uint64_t{block[s].count != 0} << s;
@@ -193,6 +210,7 @@ Status DeltaView::read_watermarks() {
     const size_t length = load_at<uint16_t>(p, 0);
     if (length == 0 || length > kStreamBytesMax || static_cast<size_t>(end - p) < 10 + length)
       return Status::corrupt("has a stream name of impossible length");
+    if (!is_utf8(p + 2, p + 2 + length)) return Status::corrupt("has a stream name that is not UTF-8");
     std::string stream(reinterpret_cast<const char*>(p) + 2, length);
     const auto position = load_at<int64_t>(p + 2 + length, 0);
     if (position < 0) return Status::corrupt("has a negative watermark");

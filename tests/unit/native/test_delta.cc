@@ -193,3 +193,35 @@ TEST(delta_written_while_a_chunk_moves_on_shows_one_instant) {
     }
   }
 }
+
+TEST(delta_with_a_stream_name_that_is_no_text_is_refused) {
+  const Bytes sound = Crafted{}.encode();
+  const size_t at = std::find(sound.begin() + DeltaHeader::kBytes, sound.end(), 'c') - sound.begin();
+  CHECK(std::memcmp(sound.data() + at, "client/1", 8) == 0);
+  const struct {
+    const char* name;
+    bool text;
+  } cases[] = {
+      {"client/2", true},
+      {"zz\xC3\xA9zzzz", true},
+      {"zz\xE2\x82\xACzzz", true},
+      {"zz\xF4\x8F\xBF\xBFzz", true},
+      {"zzzzz\x80zz", false},
+      {"zzzzz\xC3zz", false},
+      {"zzzzzzz\xC3", false},
+      {"zz\xC0\xAFzzzz", false},
+      {"zz\xE0\x80\xAFzzz", false},
+      {"zz\xED\xA0\x80zzz", false},
+      {"zz\xF4\x90\x80\x80zz", false},
+      {"zz\xF5\x80\x80\x80zz", false},
+      {"zzzzz\xF0\x9F\x98", false},
+  };
+  for (const auto& each : cases) {
+    CHECK(std::strlen(each.name) == 8);
+    Bytes bytes = sound;
+    std::memcpy(bytes.data() + at, each.name, 8);
+    seal(bytes);
+    Table table(config_of(), {1, 2});
+    CHECK(take(table, bytes).code == (each.text ? Code::kOk : Code::kCorruptDelta));
+  }
+}
