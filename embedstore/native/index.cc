@@ -31,6 +31,7 @@ void Index::swap(Index& other) noexcept {
   std::swap(places_mask_, other.places_mask_);
   std::swap(shift_, other.shift_);
   std::swap(octave_, other.octave_);
+  std::swap(early_, other.early_);
   std::swap(single_, other.single_);
   std::swap(steps_, other.steps_);
   std::swap(stash_, other.stash_);
@@ -42,7 +43,7 @@ void Index::swap(Index& other) noexcept {
 void Index::reserve(size_t more, const RowHashes& rows) {
   if (more == 0) return;
   if (entries_ == nullptr) allocate(buckets_for(size_ + more, kLoadPercentMax));
-  while ((size_ - stash_.size() + more) * 100 > num_buckets() * Bucket::kSlots * kLoadPercentMax) grow(rows);
+  while ((size_ - stash_.size() + more) * 100 > num_buckets() * Bucket::kSlots * (kLoadPercentMax - early_)) grow(rows);
 }
 
 void Index::grow(const RowHashes& rows) {
@@ -86,6 +87,7 @@ void Index::unstash(const RowHashes& rows) noexcept {
 }
 
 void Index::insert(uint64_t hash, uint32_t row, const RowHashes& rows) {
+  if (size_ == 0) early_ = static_cast<uint8_t>((mix64(hash) >> 32) % kLoadPercentSpread);
   reserve(1, rows);
   if (!place(place_of(hash), tag_of(hash), row, rows)) stash(hash, row);
   ++size_;

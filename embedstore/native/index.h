@@ -113,7 +113,9 @@ struct RowHashes {
 class Index {
  public:
   // Of the slots. The load at which it grows trades memory against lookups that need the second bucket.
-  static constexpr unsigned kLoadPercentMax = 72;
+  static constexpr unsigned kLoadPercentMax = 75;
+  // Chunks fill alike. Each grows up to this much earlier, as its first hash says, so that they do not step together.
+  static constexpr unsigned kLoadPercentSpread = 8;
   static constexpr uint32_t kSingleBlockBuckets = 64;
   static constexpr uint32_t kBlockBucketsMax = 2048;
 
@@ -228,6 +230,7 @@ class Index {
   uint32_t places_mask_ = 0;
   uint8_t shift_ = 0;
   uint8_t octave_ = 0;  // k: there are 2^k buckets and those of `steps_` steps
+  uint8_t early_ = 0;   // below kLoadPercentSpread
   bool single_ = true;  // one block, or none
   uint32_t steps_ = 0;
   FlatMap stash_;  // by hash, which is a bijection of the id; value: row + 1

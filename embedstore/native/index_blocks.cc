@@ -235,6 +235,7 @@ void Index::rebuild(size_t buckets, const RowHashes& rows) {
   stash_.for_each([&](uint64_t hash, uint64_t value) { other.stash(hash, static_cast<uint32_t>(value - 1)); });
   other.unstash(rows);
   other.size_ = size_;
+  other.early_ = early_;
   swap(other);
 }
 
