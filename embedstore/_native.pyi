@@ -43,9 +43,9 @@ class Table:
     One table of this process. Every method may be called from any thread and drops the GIL.
     """
 
-    def __init__(self, *, name: str, dim: int, num_chunks: int, chunk_begin: int, chunk_end: int, optimizer: int, lr: float, initial_accumulator: float, eps: float, beta1: float, beta2: float, l1: float, l2: float, weight_decay: float, clip_norm: float, init: int, init_scale: float, init_seed: int, init_on_miss: bool, embeddings_only: bool, stored: int, tombstones_max: int, incarnations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+    def __init__(self, *, name: str, dim: int, num_chunks: int, chunk_begin: int, chunk_end: int, optimizer: int, lr: float, initial_accumulator: float, eps: float, beta1: float, beta2: float, l1: float, l2: float, weight_decay: float, clip_norm: float, init: int, init_scale: float, init_seed: int, admission: int = 0, admission_count: int = 1, admission_p: float = 1.0, admission_seed: int = 0, admission_bytes: int = 0, ttl_ms: int = -1, rows_max: int = 0, bytes_max: int = 0, init_on_miss: bool, embeddings_only: bool, stored: int = 0, tombstones_max: int, incarnations: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
         """
-        optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL (beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. stored: 0 fp32, and with embeddings_only also 1 fp16, 2 int8, 3 int4. incarnations: nonzero uint64, one for each owned chunk.
+        optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL (beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. incarnations: nonzero uint64, one for each owned chunk. admission: 0 everything, 1 admission_count, 2 admission_p. ttl_ms: -1 for ever. rows_max, bytes_max: of the table, 0 for no bound. stored: 0 float32, 1 float16, 2 int8, 3 int4.
         """
 
     def __len__(self) -> int:
@@ -57,6 +57,17 @@ class Table:
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of later pushes that give none."""
+
+    def set_limits(self, *, ttl_ms: int, rows_max: int, bytes_max: int) -> None:
+        """Time to live (-1: for ever) and capacity (0: no bound) from now on."""
+
+    def check_limits(self, *, ttl_ms: int, rows_max: int, bytes_max: int) -> None:
+        """Raise what set_limits() would raise; change nothing."""
+
+    def sweep(self, rows_max: int, dry_run: bool) -> dict[str, int]:
+        """
+        Go on sweeping through at most rows_max row numbers; with dry_run count what a whole round would find.
+        """
 
     def pull(self, ids: object, out: object) -> None:
         """
@@ -71,12 +82,12 @@ class Table:
     def contains(self, ids: object, found: object) -> None:
         """Write to found, bool [n], which ids have a row."""
 
-    def push(self, ids: object, grads: object, *, now_ms: int, event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0, origins: list[tuple[str, int, int]] = [], validated: bool = False) -> None:
+    def push(self, ids: object, grads: object, *, now_ms: int, counts: object | None = None, event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0, origins: list[tuple[str, int, int]] = [], validated: bool = False) -> None:
         """
         Apply float32 [n, dim] gradients; equal ids are summed. -1: no event time, the table's lr.
         """
 
-    def validate_push(self, ids: object, grads: object, *, now_ms: int, event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0) -> None:
+    def validate_push(self, ids: object, grads: object, *, now_ms: int, counts: object | None = None, event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0) -> None:
         """Raise what push() would raise for these arguments; touch nothing."""
 
     def assign(self, ids: object, rows: object, *, now_ms: int, event_time_ms: int = -1, origins: list[tuple[str, int, int]] = []) -> None:

@@ -87,6 +87,7 @@ class Distinct {
   const uint64_t* hashes() const noexcept { return hashes_.data(); }
   // First occurrence of distinct id u, and the next one after occurrence i (kEnd: none).
   uint32_t first(uint32_t u) const noexcept { return firsts_[u]; }
+  const uint32_t* firsts() const noexcept { return firsts_.data(); }
   uint32_t next(uint32_t i) const noexcept { return nexts_[i]; }
   // The distinct id of occurrence i.
   uint32_t distinct_of(uint32_t i) const noexcept { return distinct_[i]; }

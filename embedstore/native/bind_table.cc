@@ -3,6 +3,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "native/bind.h"
@@ -10,6 +11,7 @@
 namespace embedstore::bind {
 namespace {
 
+using CountArray = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TimeArray = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatMatrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using BoolOut = nb::ndarray<bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -17,10 +19,51 @@ template <class T>
 using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RowsOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+// A chunk's share of the table's capacity; 0 stands for none.
+ChunkLimits to_limits(const std::string& name, const TableConfig& config, int64_t ttl_ms, uint64_t rows_max,
+                      uint64_t bytes_max) {
+  ChunkLimits limits;
+  limits.ttl_ms = ttl_ms;
+  const auto share = [&](const char* field, uint64_t rows) {
+    if (rows == 0)
+      raise_invalid(name + "." + field,
+                    "leaves some of the " + std::to_string(config.num_chunks) + " chunks without room for a row");
+    limits.rows_max = static_cast<uint32_t>(std::min<uint64_t>(limits.rows_max, rows));
+  };
+  if (rows_max != 0) share("rows_max", rows_max / config.num_chunks);
+  if (bytes_max != 0) share("bytes_max", bytes_max / config.num_chunks / bytes_per_row(config));
+  return limits;
+}
+
+void set_limits(NamedTable& self, int64_t ttl_ms, uint64_t rows_max, uint64_t bytes_max) {
+  const ChunkLimits limits = to_limits(self.name, self.table.config(), ttl_ms, rows_max, bytes_max);
+  nb::gil_scoped_release release;
+  self.table.set_limits(limits);
+}
+
+nb::dict sweep(NamedTable& self, size_t rows_max, bool dry_run) {
+  SweepResult swept;
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = self.table.sweep(rows_max, dry_run, swept);
+  }
+  check(status, self);
+  nb::dict result;
+  result["rows_visited"] = swept.rows_visited;
+  result["rows_expired"] = swept.rows_expired;
+  result["rows_moved"] = swept.rows_moved;
+  result["bytes_released"] = swept.bytes_released;
+  result["complete"] = swept.complete;
+  return result;
+}
+
 void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t num_chunks, uint32_t chunk_begin,
                uint32_t chunk_end, uint32_t optimizer, float lr, float initial_accumulator, float eps, float beta1,
                float beta2, float l1, float l2, float weight_decay, float clip_norm, uint32_t init, float init_scale,
-               uint64_t init_seed, bool init_on_miss, bool embeddings_only, uint32_t stored, size_t tombstones_max,
+               uint64_t init_seed, uint32_t admission, uint32_t admission_count, double admission_p,
+               uint64_t admission_seed, uint64_t admission_bytes, int64_t ttl_ms, uint64_t rows_max, uint64_t bytes_max,
+               bool init_on_miss, bool embeddings_only, uint32_t stored, size_t tombstones_max,
                const IdArray& incarnations) {
   if (dim == 0 || dim > 4096) raise_invalid("dim", "must be from 1 to 4096");
   if (num_chunks == 0 || num_chunks > (1u << 16) || (num_chunks & (num_chunks - 1)) != 0)
@@ -30,6 +73,10 @@ void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t
   if (stored > 3) raise_invalid("stored", "is of an unknown kind");
   if (stored != 0 && !embeddings_only) raise_invalid("stored", "must be 0 for a table with optimizer state");
   if (init > 4) raise_invalid("init", "is of an unknown kind");
+  if (admission > 2) raise_invalid("admission", "is of an unknown kind");
+  if (admission == 2 && !(admission_p > 0 && admission_p <= 1)) raise_invalid("admission_p", "must lie in (0, 1]");
+  if (stored > 3) raise_invalid("rows", "is of an unknown kind");
+  if (stored != 0 && !embeddings_only) raise_invalid("rows", "are packed only in a table that holds embeddings alone");
   if (incarnations.shape(0) != chunk_end - chunk_begin) raise_invalid("incarnations", "needs one a chunk");
   std::vector<uint64_t> numbers(incarnations.data(), incarnations.data() + incarnations.shape(0));
   for (const uint64_t number : numbers)
@@ -47,6 +94,10 @@ void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t
   config.chunk_end = chunk_end;
   config.init_on_miss = init_on_miss;
   config.lr = lr;
+  config.admission = {static_cast<Admission::Kind>(admission), admission_count, admission_p, admission_seed,
+                      admission_bytes};
+  config.stored = static_cast<RowType>(stored);
+  config.limits = to_limits(name, config, ttl_ms, rows_max, bytes_max);
   new (self) NamedTable(name, config, numbers);
 }
 
@@ -109,13 +160,16 @@ void contains(const NamedTable& self, const IdArray& ids, const BoolOut& found) 
 }
 
 PushRequest to_request(const NamedTable& self, const IdArray& ids, const FloatMatrix& grads, int64_t now_ms,
-                       const std::optional<TimeArray>& event_times_ms, int64_t event_time_ms, float lr) {
+                       const std::optional<CountArray>& counts, const std::optional<TimeArray>& event_times_ms,
+                       int64_t event_time_ms, float lr) {
   require_matrix(self, "grads", grads.shape(0), grads.shape(1), ids.shape(0));
   if (event_times_ms) require_length(self, "event_times_ms", event_times_ms->shape(0), ids.shape(0));
   PushRequest request;
   request.ids = ids.data();
   request.gradients = grads.data();
   request.count = ids.shape(0);
+  if (counts) require_length(self, "counts", counts->shape(0), ids.shape(0));
+  request.counts = counts ? counts->data() : nullptr;
   request.event_times_ms = event_times_ms ? event_times_ms->data() : nullptr;
   request.event_time_ms = event_time_ms;
   request.now_ms = now_ms;
@@ -124,9 +178,9 @@ PushRequest to_request(const NamedTable& self, const IdArray& ids, const FloatMa
 }
 
 void push(NamedTable& self, const IdArray& ids, const FloatMatrix& grads, int64_t now_ms,
-          const std::optional<TimeArray>& event_times_ms, int64_t event_time_ms, float lr, const OriginTuples& origins,
-          bool validated) {
-  PushRequest request = to_request(self, ids, grads, now_ms, event_times_ms, event_time_ms, lr);
+          const std::optional<CountArray>& counts, const std::optional<TimeArray>& event_times_ms,
+          int64_t event_time_ms, float lr, const OriginTuples& origins, bool validated) {
+  PushRequest request = to_request(self, ids, grads, now_ms, counts, event_times_ms, event_time_ms, lr);
   request.validated = validated;
   const std::vector<Origin> sources = to_origins(origins);
   Status status;
@@ -138,8 +192,9 @@ void push(NamedTable& self, const IdArray& ids, const FloatMatrix& grads, int64_
 }
 
 void validate_push(const NamedTable& self, const IdArray& ids, const FloatMatrix& grads, int64_t now_ms,
-                   const std::optional<TimeArray>& event_times_ms, int64_t event_time_ms, float lr) {
-  const PushRequest request = to_request(self, ids, grads, now_ms, event_times_ms, event_time_ms, lr);
+                   const std::optional<CountArray>& counts, const std::optional<TimeArray>& event_times_ms,
+                   int64_t event_time_ms, float lr) {
+  const PushRequest request = to_request(self, ids, grads, now_ms, counts, event_times_ms, event_time_ms, lr);
   Status status;
   {
     nb::gil_scoped_release release;
@@ -198,9 +253,14 @@ nb::dict counters(const NamedTable& self) {
   nb::dict result;
   result["pulled_rows"] = counters.pulled_rows;
   result["missed_rows"] = counters.missed_rows;
-  result["pushed_rows"] = counters.pushed_rows;
-  result["inserted_rows"] = counters.inserted_rows;
+  result["pushed_rows"] = counters.changes.pushed;
+  result["inserted_rows"] = counters.changes.inserted;
+  result["dropped_rows"] = counters.changes.dropped;
+  result["expired_rows"] = counters.changes.expired;
+  result["evicted_rows"] = counters.changes.evicted;
   result["tombstones"] = counters.tombstones;
+  result["sketch_bytes"] = counters.sketch_bytes;
+  result["sketch_halvings"] = counters.sketch_halvings;
   return result;
 }
 
@@ -213,12 +273,15 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
             nb::arg("chunk_begin"), nb::arg("chunk_end"), nb::arg("optimizer"), nb::arg("lr"),
             nb::arg("initial_accumulator"), nb::arg("eps"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("l1"),
             nb::arg("l2"), nb::arg("weight_decay"), nb::arg("clip_norm"), nb::arg("init"), nb::arg("init_scale"),
-            nb::arg("init_seed"), nb::arg("init_on_miss"), nb::arg("embeddings_only"), nb::arg("stored"),
-            nb::arg("tombstones_max"), nb::arg("incarnations"),
+            nb::arg("init_seed"), nb::arg("admission") = 0, nb::arg("admission_count") = 1,
+            nb::arg("admission_p") = 1.0, nb::arg("admission_seed") = 0, nb::arg("admission_bytes") = 0,
+            nb::arg("ttl_ms") = -1, nb::arg("rows_max") = 0, nb::arg("bytes_max") = 0, nb::arg("init_on_miss"),
+            nb::arg("embeddings_only"), nb::arg("stored") = 0, nb::arg("tombstones_max"), nb::arg("incarnations"),
             "optimizer: 1 SGD, 2 momentum (beta1), 3 Adagrad, 4 row-wise Adagrad, 5 Adam, 6 RMSProp (beta2), 7 FTRL "
             "(beta1). clip_norm: 0 for none. init: 0 zeros, 1 constant, 2 uniform, 3 normal, 4 truncated normal. "
-            "stored: 0 fp32, and with embeddings_only also 1 fp16, 2 int8, 3 int4. incarnations: nonzero uint64, one "
-            "for each owned chunk.");
+            "incarnations: nonzero uint64, one for each owned chunk. admission: 0 everything, 1 admission_count, 2 "
+            "admission_p. ttl_ms: -1 for ever. rows_max, bytes_max: of the table, 0 for no bound. stored: 0 float32, 1 "
+            "float16, 2 int8, 3 int4.");
   table.def(
       "__len__", [](const NamedTable& self) { return self.table.size(); }, "Rows.",
       nb::call_guard<nb::gil_scoped_release>());
@@ -228,6 +291,18 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
   table.def(
       "set_lr", [](NamedTable& self, float lr) { self.table.set_lr(lr); }, nb::arg("lr"),
       "Learning rate of later pushes that give none.");
+  table.def("set_limits", &set_limits, nb::kw_only(), nb::arg("ttl_ms"), nb::arg("rows_max"), nb::arg("bytes_max"),
+            "Time to live (-1: for ever) and capacity (0: no bound) from now on.");
+  table.def(
+      "check_limits",
+      [](const NamedTable& self, int64_t ttl_ms, uint64_t rows_max, uint64_t bytes_max) {
+        to_limits(self.name, self.table.config(), ttl_ms, rows_max, bytes_max);
+      },
+      nb::kw_only(), nb::arg("ttl_ms"), nb::arg("rows_max"), nb::arg("bytes_max"),
+      "Raise what set_limits() would raise; change nothing.");
+  table.def("sweep", &sweep, nb::arg("rows_max"), nb::arg("dry_run"),
+            "Go on sweeping through at most rows_max row numbers; with dry_run count what a whole round would find.",
+            nb::sig("def sweep(self, rows_max: int, dry_run: bool) -> dict[str, int]"));
   table.def("pull", &pull, nb::arg("ids"), nb::arg("out"),
             "Write the rows of uint64 [n] ids to out, [n, dim] float32 or float16. An id without a row reads as the "
             "table's on_miss. Changes nothing.",
@@ -240,17 +315,18 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
   table.def("contains", &contains, nb::arg("ids"), nb::arg("found"), "Write to found, bool [n], which ids have a row.",
             nb::sig("def contains(self, ids: object, found: object) -> None"));
   table.def("push", &push, nb::arg("ids"), nb::arg("grads"), nb::kw_only(), nb::arg("now_ms"),
-            nb::arg("event_times_ms") = nb::none(), nb::arg("event_time_ms") = -1, nb::arg("lr") = -1.0f,
-            nb::arg("origins") = nb::list(), nb::arg("validated") = false,
+            nb::arg("counts") = nb::none(), nb::arg("event_times_ms") = nb::none(), nb::arg("event_time_ms") = -1,
+            nb::arg("lr") = -1.0f, nb::arg("origins") = nb::list(), nb::arg("validated") = false,
             "Apply float32 [n, dim] gradients; equal ids are summed. -1: no event time, the table's lr.",
-            nb::sig("def push(self, ids: object, grads: object, *, now_ms: int, event_times_ms: object | None = None, "
-                    "event_time_ms: int = -1, lr: float = -1.0, origins: list[tuple[str, int, int]] = [], validated: "
+            nb::sig("def push(self, ids: object, grads: object, *, now_ms: int, counts: object | None = None, "
+                    "event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0, origins: "
+                    "list[tuple[str, int, int]] = [], validated: "
                     "bool = False) -> None"));
   table.def("validate_push", &validate_push, nb::arg("ids"), nb::arg("grads"), nb::kw_only(), nb::arg("now_ms"),
-            nb::arg("event_times_ms") = nb::none(), nb::arg("event_time_ms") = -1, nb::arg("lr") = -1.0f,
-            "Raise what push() would raise for these arguments; touch nothing.",
-            nb::sig("def validate_push(self, ids: object, grads: object, *, now_ms: int, event_times_ms: object | None "
-                    "= None, event_time_ms: int = -1, lr: float = -1.0) -> None"));
+            nb::arg("counts") = nb::none(), nb::arg("event_times_ms") = nb::none(), nb::arg("event_time_ms") = -1,
+            nb::arg("lr") = -1.0f, "Raise what push() would raise for these arguments; touch nothing.",
+            nb::sig("def validate_push(self, ids: object, grads: object, *, now_ms: int, counts: object | None = "
+                    "None, event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0) -> None"));
   table.def("assign", &assign, nb::arg("ids"), nb::arg("rows"), nb::kw_only(), nb::arg("now_ms"),
             nb::arg("event_time_ms") = -1, nb::arg("origins") = nb::list(),
             "Write float32 [n, dim] embeddings; the last of equal ids wins.",

@@ -10,18 +10,39 @@
 namespace embedstore {
 namespace {
 
-constexpr size_t kAhead = 6;  // rows fetched ahead of the one being written
-
 uint32_t to_seconds(int64_t ms) noexcept {
   return static_cast<uint32_t>(std::clamp<int64_t>(ms / 1000, 0, std::numeric_limits<uint32_t>::max()));
 }
 
 void see(RowHeader& header, uint32_t seconds) noexcept { header.last_seen_s = std::max(header.last_seen_s, seconds); }
 
-void first_see(RowHeader& header, uint32_t seconds) noexcept {
-  header.first_seen_s = seconds;
-  header.last_seen_s = seconds;
-  header.updates = 0;
+// The event times and the summed gradient of all occurrences of one id.
+struct Occurrences {
+  Occurrences(const PushArgs& args, uint32_t first, int64_t clock_ms, uint32_t dim, float* sum) noexcept {
+    gradient = args.gradients + size_t{first} * dim;
+    earliest_ms = latest_ms = args.times.at(first, clock_ms);
+    uint32_t at = args.distinct->next(first);
+    if (at == Distinct::kEnd) return;
+    std::copy_n(gradient, dim, sum);
+    for (; at != Distinct::kEnd; at = args.distinct->next(at)) {
+      const float* more = args.gradients + size_t{at} * dim;
+      for (uint32_t d = 0; d < dim; ++d) sum[d] += more[d];
+      earliest_ms = std::min(earliest_ms, args.times.at(at, clock_ms));
+      latest_ms = std::max(latest_ms, args.times.at(at, clock_ms));
+    }
+    gradient = sum;
+  }
+
+  const float* gradient;
+  int64_t earliest_ms;
+  int64_t latest_ms;
+};
+
+uint64_t count_of(const PushArgs& args, uint32_t first) noexcept {
+  uint64_t count = 0;
+  for (uint32_t at = first; at != Distinct::kEnd; at = args.distinct->next(at))
+    count += args.counts != nullptr ? args.counts[at] : 1;
+  return count;
 }
 
 }  // namespace
@@ -38,8 +59,8 @@ size_t Chunk::memory_bytes() const noexcept {
          contents_.tombstones.memory_bytes() + contents_.sketch.memory_bytes();
 }
 
-void Chunk::look_up(const Items& items, uint32_t* rows) const {
-  visit_rows<1>(items, sizeof(RowHeader), [rows](size_t i, uint32_t row) { rows[i] = row; });
+uint32_t Chunk::alive_since_s(int64_t at_clock_ms) const noexcept {
+  return limits.ttl_ms < 0 || at_clock_ms <= limits.ttl_ms ? 0 : to_seconds(at_clock_ms - limits.ttl_ms);
 }
 
 size_t Chunk::insert_missing(const Items& items, uint32_t* rows) {
@@ -68,97 +89,150 @@ size_t Chunk::insert_missing(const Items& items, uint32_t* rows) {
   return missing;
 }
 
-size_t Chunk::push(const Items& items, const PushArgs& args, WriteScratch& scratch) {
-  if (items.count == 0) return 0;
+void Chunk::begin_row(uint64_t id, uint32_t row, int64_t seen_ms) noexcept {
+  RowHeader& header = contents_.rows.header(row);
+  header.first_seen_s = header.last_seen_s = to_seconds(seen_ms);
+  header.updates = 0;
+  if (!config_.embeddings_only) config_.optimizer.init_state(contents_.rows.state(row), config_.dim);
+  contents_.tombstones.remove(id);
+}
+
+void Chunk::remove(uint64_t id, uint64_t hash, uint32_t row, Reason reason) noexcept {
+  contents_.index.erase(hash, row);
+  contents_.rows.release(row);
+  contents_.tombstones.add({id, version, reason});
+}
+
+void Chunk::admit(const Items& items, const uint32_t* rows, const PushArgs& args, WriteScratch& scratch) const {
+  using Fate = WriteScratch::Fate;
+  Fate* fates = scratch.fates.sized(items.count);
+  const uint32_t alive_since = alive_since_s();
+  for (size_t i = 0; i < items.count; ++i) {
+    fates[i] = {Fate::kKnown, true};
+    if (!is_new(rows[i], alive_since)) continue;
+    fates[i].occurrences = count_of(args, args.distinct->first(items.sources[i]));
+    const uint64_t seen = contents_.sketch.count(items.hashes[i]) + fates[i].occurrences;
+    fates[i].admitted = seen >= config_.admission.needed(items.ids[i]);
+  }
+}
+
+void Chunk::drop(const Items& items, uint32_t* rows, const WriteScratch& scratch, Changes& changes) noexcept {
+  using Fate = WriteScratch::Fate;
+  for (size_t i = 0; i < items.count; ++i) {
+    const Fate& fate = scratch.fates[i];
+    if (fate.occurrences == Fate::kKnown) continue;
+    if (fate.admitted) {
+      contents_.sketch.remove(items.hashes[i], version);
+      continue;
+    }
+    if (rows[i] < RowsAhead::kRowUnset) {
+      remove(items.ids[i], items.hashes[i], rows[i], Reason::kExpired);
+      ++changes.expired;
+    }
+    rows[i] = RowsAhead::kRowUnset;
+    ++changes.dropped;
+    if (fate.occurrences == 0) continue;
+    const auto occurrences = static_cast<uint32_t>(std::min<uint64_t>(fate.occurrences, 0xFFFFFFFF));
+    contents_.sketch.add(items.hashes[i], occurrences, version);
+  }
+}
+
+// Reserves first, then changes.
+void Chunk::push(const Items& items, uint32_t* rows, const PushArgs& args, RowsAhead& ahead, WriteScratch& scratch,
+                 Changes& changes) {
   const uint32_t dim = config_.dim;
-  uint32_t* rows = scratch.rows.sized(items.count);
   float* sum = scratch.sum.sized(dim);
-  look_up(items, rows);
-  const size_t inserted = insert_missing(items, rows);
+  const bool selective = config_.admission.counts();
+  size_t applied = items.count;
+  bool changed = false;
+  size_t removed = 0;
+  if (selective) {
+    admit(items, rows, args, scratch);
+    for (size_t i = 0; i < items.count; ++i) {
+      if (scratch.fates[i].admitted) continue;
+      --applied;
+      changed |= scratch.fates[i].occurrences != 0 || rows[i] != kNoRow;
+      rows[i] != kNoRow ? ++removed : rows[i] = RowsAhead::kRowUnset;
+    }
+    contents_.sketch.reserve(items.count - applied);
+  }
+  reserve_removals(removed, static_cast<size_t>(std::count(rows, rows + items.count, kNoRow)), scratch);
+  changes.inserted += insert_missing(items, rows);
 
   Rows& store = contents_.rows;
-  const size_t row_bytes = sizeof(RowHeader) + sizeof(float) * (dim + config_.optimizer.state_floats(dim));
-  store.set_newest(++version);
+  const uint32_t alive_since = alive_since_s();
+  if (changed || applied != 0) store.set_newest(++version);
+  if (selective) drop(items, rows, scratch, changes);
   int64_t newest_ms = clock_ms;
-  for (size_t i = 0; i < std::min(kAhead, items.count); ++i) store.prefetch<1>(rows[i], row_bytes);
   for (size_t i = 0; i < items.count; ++i) {
-    if (i + kAhead < items.count) store.prefetch<1>(rows[i + kAhead], row_bytes);
-    const Distinct& distinct = *args.distinct;
-    const uint32_t first = distinct.first(items.sources[i]);
-    const float* gradient = args.gradients + size_t{first} * dim;
-    int64_t earliest_ms = args.times.at(first, clock_ms);
-    int64_t latest_ms = earliest_ms;
-    if (uint32_t at = distinct.next(first); at != Distinct::kEnd) {
-      std::copy_n(gradient, dim, sum);
-      for (; at != Distinct::kEnd; at = distinct.next(at)) {
-        const float* more = args.gradients + size_t{at} * dim;
-        for (uint32_t d = 0; d < dim; ++d) sum[d] += more[d];
-        earliest_ms = std::min(earliest_ms, args.times.at(at, clock_ms));
-        latest_ms = std::max(latest_ms, args.times.at(at, clock_ms));
-      }
-      gradient = sum;
-    }
+    ahead.step();
+    const Occurrences seen(args, args.distinct->first(items.sources[i]), clock_ms, dim, sum);
+    newest_ms = std::max(newest_ms, seen.latest_ms);
     const uint32_t row = rows[i];
+    if (row == RowsAhead::kRowUnset) continue;
     RowHeader& header = store.header(row);
-    if (!store.in_use(row)) {
-      first_see(header, to_seconds(earliest_ms));
+    const bool expired = store.in_use(row) && header.last_seen_s < alive_since;
+    if (expired || !store.in_use(row)) {
+      begin_row(items.ids[i], row, seen.earliest_ms);
       config_.init.fill(items.ids[i], store.embedding(row), dim);
-      config_.optimizer.init_state(store.state(row), dim);
-      contents_.tombstones.remove(items.ids[i]);
+      changes.expired += expired;
+      changes.inserted += expired;
     }
-    see(header, to_seconds(latest_ms));
-    newest_ms = std::max(newest_ms, latest_ms);
+    see(header, to_seconds(seen.latest_ms));
     if (header.updates != std::numeric_limits<uint32_t>::max()) ++header.updates;
-    config_.optimizer.apply(store.embedding(row), store.state(row), gradient, dim, args.lr, header.updates);
+    (*args.step)(store.embedding(row), store.state(row), seen.gradient, header.updates);
     store.set_version(row, version);
   }
   advance_clock(newest_ms);
-  return inserted;
+  changes.pushed += applied;
+  if (removed != 0) contents_.tombstones.settle(config_.tombstones_max);
+  evict(scratch, changes);
 }
 
-size_t Chunk::assign(const Items& items, const AssignArgs& args, WriteScratch& scratch) {
-  if (items.count == 0) return 0;
+void Chunk::assign(const Items& items, uint32_t* rows, const AssignArgs& args, RowsAhead& ahead, WriteScratch& scratch,
+                   Changes& changes) {
   const uint32_t dim = config_.dim;
-  uint32_t* rows = scratch.rows.sized(items.count);
-  look_up(items, rows);
-  const size_t inserted = insert_missing(items, rows);
+  reserve_removals(0, static_cast<size_t>(std::count(rows, rows + items.count, kNoRow)), scratch);
+  changes.inserted += insert_missing(items, rows);
 
   Rows& store = contents_.rows;
+  const uint32_t alive_since = alive_since_s();
   store.set_newest(++version);
-  advance_clock(args.times.at(0, clock_ms));
+  const int64_t before_ms = clock_ms;
   const EncodeRow encode = encoder(config_.stored);
   for (size_t i = 0; i < items.count; ++i) {
+    ahead.step();
     const uint32_t row = rows[i];
     const uint32_t occurrence = args.last[items.sources[i]];
-    const uint32_t seconds = to_seconds(args.times.at(occurrence, clock_ms));
-    if (!store.in_use(row)) {
-      first_see(store.header(row), seconds);
-      if (!config_.embeddings_only) config_.optimizer.init_state(store.state(row), dim);
-      contents_.tombstones.remove(items.ids[i]);
+    const int64_t seen_ms = args.times.at(occurrence, before_ms);
+    advance_clock(seen_ms);
+    const bool expired = store.in_use(row) && store.header(row).last_seen_s < alive_since;
+    if (expired || !store.in_use(row)) {
+      begin_row(items.ids[i], row, seen_ms);
+      changes.expired += expired;
+      changes.inserted += expired;
+      if (config_.admission.counts()) contents_.sketch.remove(items.hashes[i], version);
     }
-    see(store.header(row), seconds);
+    see(store.header(row), to_seconds(seen_ms));
     encode(args.rows + size_t{occurrence} * dim, dim, store.packed(row));
     store.set_version(row, version);
   }
-  return inserted;
+  evict(scratch, changes);
 }
 
-size_t Chunk::erase(const Items& items, Reason reason, WriteScratch& scratch) {
-  uint32_t* rows = scratch.rows.sized(items.count);
-  look_up(items, rows);
+void Chunk::erase(const Items& items, uint32_t* rows, Reason reason, Changes& changes) {
   const size_t removed = items.count - static_cast<size_t>(std::count(rows, rows + items.count, kNoRow));
-  if (removed == 0) return 0;
+  if (removed == 0) return;
   contents_.tombstones.reserve(removed);
 
+  const uint32_t alive_since = alive_since_s();
   contents_.rows.set_newest(++version);
   for (size_t i = 0; i < items.count; ++i) {
     if (rows[i] == kNoRow) continue;
-    contents_.index.erase(items.hashes[i], rows[i]);
-    contents_.rows.release(rows[i]);
-    contents_.tombstones.add({items.ids[i], version, reason});
+    changes.erased += contents_.rows.header(rows[i]).last_seen_s >= alive_since;
+    remove(items.ids[i], items.hashes[i], rows[i], reason);
   }
   contents_.tombstones.settle(config_.tombstones_max);
-  return removed;
 }
 
 }  // namespace embedstore

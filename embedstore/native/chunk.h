@@ -6,11 +6,16 @@
 // Invariants
 // - Every row in use is in the index under the hash of its id, and no two rows have the same id.
 // - The clock is the largest event time of the ids that were written here, so it does not depend on what else a batch
-//   held or on how many shards there are.
-// - `version` grows by one with each batch that changes a row; no row or tombstone has a larger one.
+//   held or on how many shards there are; a sweep may raise it to that of chunks that have absorbed the same streams.
+// - A row whose last_seen lies longer before the clock than the time to live is expired: to every reader it is absent
+//   from that moment on, whether a sweep has removed it yet or not.
+// - `version` grows by one with each batch that changes a row, a tombstone or the sketch; none of them has a larger
+// one.
+// - After a push or an assign there are no more rows than the chunk's share of the table's capacity.
 // - A write either happens whole or, when memory runs out, not at all: it reserves first and changes then.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <shared_mutex>
@@ -21,6 +26,7 @@
 #include "native/delta.h"
 #include "native/index.h"
 #include "native/initializer.h"
+#include "native/lookup.h"
 #include "native/optimizer.h"
 #include "native/rows.h"
 #include "native/sketch.h"
@@ -44,6 +50,22 @@ struct ChunkConfig {
   size_t sketch_bytes_max() const noexcept { return embeddings_only ? 0 : admission.sketch_bytes_max(num_chunks); }
 };
 
+// What may change during a chunk's life.
+struct ChunkLimits {
+  int64_t ttl_ms = -1;  // negative: rows do not expire
+  uint32_t rows_max = kNoRow;
+};
+
+// What writes and sweeps did; sums over chunks.
+struct Changes {
+  uint64_t pushed = 0;    // rows that took a gradient
+  uint64_t inserted = 0;  // rows that are new, or began afresh
+  uint64_t dropped = 0;   // ids that were not admitted
+  uint64_t expired = 0;
+  uint64_t evicted = 0;
+  uint64_t erased = 0;  // rows that a delete found alive
+};
+
 // Event times of a batch, in milliseconds; a later time than `limit_ms` counts as `limit_ms`.
 struct EventTimes {
   static constexpr int64_t kNone = -1;
@@ -62,8 +84,9 @@ struct EventTimes {
 struct PushArgs {
   const Distinct* distinct;
   const float* gradients;  // [occurrences, dim]
+  const uint32_t* counts;  // what each occurrence stands for; null: one
   EventTimes times;
-  float lr;
+  const Optimizer::Step* step;
 };
 
 struct AssignArgs {
@@ -72,10 +95,65 @@ struct AssignArgs {
   EventTimes times;
 };
 
-// Row numbers and sums of one write; reused from chunk to chunk.
+// Where the caller's floats of each item of a write lie: occurrence `occurrences[source]`, of `num_bytes`, at `floats`.
+struct Values {
+  const uint32_t* occurrences = nullptr;
+  const float* floats = nullptr;
+  size_t num_bytes = 0;
+};
+
+// Fetches the rows of a window of parts and the values that go to them, some steps ahead of the loop that uses them.
+class RowsAhead {
+ public:
+  // Row numbers from here on mean that there is none.
+  static constexpr uint32_t kRowUnset = 0xFFFFFFFE;
+
+  RowsAhead(std::span<const Part> parts, const uint32_t* rows, size_t row_bytes, const Values& values) noexcept
+      : part_(parts.data()), end_(parts.data() + parts.size()), rows_(rows), row_bytes_(row_bytes), values_(values) {}
+
+  void step() noexcept {
+    while (part_ != end_ && at_ == part_->items.count) {
+      ++part_;
+      at_ = 0;
+    }
+    if (part_ == end_) return;
+    if (values_.floats != nullptr) {
+      const auto* value = reinterpret_cast<const std::byte*>(values_.floats) +
+                          values_.occurrences[part_->items.sources[at_]] * values_.num_bytes;
+      for (size_t offset = 0; offset < values_.num_bytes; offset += 64) prefetch_line(value + offset);
+    }
+    ++at_;
+    if (const uint32_t row = *rows_++; row < kRowUnset) part_->rows->prefetch<1>(row, row_bytes_);
+  }
+
+ private:
+  const Part* part_;
+  const Part* end_;
+  const uint32_t* rows_;
+  size_t row_bytes_;
+  Values values_;
+  size_t at_ = 0;
+};
+
+// What one write works with; reused from chunk to chunk.
 struct WriteScratch {
-  Scratch<uint32_t> rows;
+  // Of a new id in a push that admission decides about: how often it occurs, or kKnown for an id with a row.
+  struct Fate {
+    static constexpr uint64_t kKnown = ~uint64_t{0};
+    uint64_t occurrences;
+    bool admitted;
+  };
+  struct Candidate {
+    uint32_t last_seen_s;
+    uint32_t row;
+    uint64_t version;
+    uint64_t id;
+  };
+
+  Scratch<uint32_t> rows;  // of the window's items
+  Scratch<Fate> fates;     // of one part's items
   Scratch<float> sum;
+  std::vector<Candidate> candidates;  // for eviction
 };
 
 // Where the chunks of one table get their memory.
@@ -115,23 +193,36 @@ class Chunk {
   Cursor parent;  // the history this one continues, and the version at which it left it
   int64_t clock_ms = 0;
   Watermarks watermarks = no_watermarks();
+  ChunkLimits limits;
 
   const Rows& rows() const noexcept { return contents_.rows; }
+  const Index& index() const noexcept { return contents_.index; }
   const Tombstones& tombstones() const noexcept { return contents_.tombstones; }
   const Sketch& sketch() const noexcept { return contents_.sketch; }
   size_t memory_bytes() const noexcept;
+  Part part(const Items& items) noexcept { return {this, &contents_.index, &contents_.rows, items}; }
 
-  // Calls visit(i, row or kNoRow) for every item in order, with the first `prefetch_bytes` of each row on their way.
-  template <int kWrite, class Visit>
-  void visit_rows(const Items& items, size_t prefetch_bytes, Visit visit) const;
+  // A row that was last seen before this second is expired; 0 when none is.
+  uint32_t alive_since_s() const noexcept { return alive_since_s(clock_ms); }
+  uint32_t alive_since_s(int64_t at_clock_ms) const noexcept;
+  bool is_alive(uint32_t row) const noexcept { return contents_.rows.header(row).last_seen_s >= alive_since_s(); }
 
-  // --- writes; the items' ids are distinct. All throw std::bad_alloc, and change nothing then.
-  // Returns the number of rows inserted.
-  size_t push(const Items& items, const PushArgs& args, WriteScratch& scratch);
-  size_t assign(const Items& items, const AssignArgs& args, WriteScratch& scratch);
-  // Returns the number of rows removed.
-  size_t erase(const Items& items, Reason reason, WriteScratch& scratch);
+  // --- writes; the items' ids are distinct, and `rows` are their row numbers or kNoRow, which the write may change.
+  // `ahead` fetches later rows. All throw std::bad_alloc, and change nothing then.
+  void push(const Items& items, uint32_t* rows, const PushArgs& args, RowsAhead& ahead, WriteScratch& scratch,
+            Changes& changes);
+  void assign(const Items& items, uint32_t* rows, const AssignArgs& args, RowsAhead& ahead, WriteScratch& scratch,
+              Changes& changes);
+  void erase(const Items& items, uint32_t* rows, Reason reason, Changes& changes);
   void advance_clock(int64_t event_ms) noexcept { clock_ms = event_ms > clock_ms ? event_ms : clock_ms; }
+
+  // --- what a sweep does (chunk_sweep.cc)
+  // Looks at `rows_max` row numbers from `*row` on, which it moves, and removes the expired rows among them, and those
+  // above the capacity. Returns how many it looked at. Throws std::bad_alloc, and changes nothing then.
+  size_t sweep(size_t rows_max, uint32_t* row, WriteScratch& scratch, Changes& changes);
+  uint64_t count_expired(int64_t at_clock_ms) const noexcept;
+  // Moves at most `moves_max` rows to lower numbers, and gives memory back that is not needed then. Returns the moves.
+  size_t compact(size_t moves_max);
 
   // --- sync (chunk_sync.cc)
   bool can_continue(const Cursor& cursor) const noexcept;
@@ -153,52 +244,24 @@ class Chunk {
   Status continue_with(const DeltaView& delta, const Items& items, WriteScratch& scratch);
 
  private:
-  // Gives every missing item a row (its id set, its version unset), or none of them.
+  // Gives every item whose row is kNoRow a row (its id set, its version unset), or none of them.
   size_t insert_missing(const Items& items, uint32_t* rows);
-  void look_up(const Items& items, uint32_t* rows) const;
+  bool is_new(uint32_t row, uint32_t alive_since) const noexcept {
+    return row == kNoRow || contents_.rows.header(row).last_seen_s < alive_since;
+  }
+  // Writes the fate of each item of a push to scratch.fates; changes nothing else.
+  void admit(const Items& items, const uint32_t* rows, const PushArgs& args, WriteScratch& scratch) const;
+  // Takes the new ids out that are not admitted: their rows become RowsAhead::kRowUnset, the sketch counts them.
+  void drop(const Items& items, uint32_t* rows, const WriteScratch& scratch, Changes& changes) noexcept;
+  void begin_row(uint64_t id, uint32_t row, int64_t seen_ms) noexcept;
+  // Removes a row that is there; room for its tombstone is reserved.
+  void remove(uint64_t id, uint64_t hash, uint32_t row, Reason reason) noexcept;
+  // Makes room for what evict() will do once there are `more` rows, beside `removals` others.
+  void reserve_removals(size_t removals, size_t more, WriteScratch& scratch);
+  void evict(WriteScratch& scratch, Changes& changes) noexcept;
 
   const ChunkConfig& config_;
   Contents contents_;
 };
-
-// Software-pipelined: the buckets of a group of ids are fetched together, then their rows, then each is used. Memory
-// latency is paid once a group instead of twice an id.
-template <int kWrite, class Visit>
-void Chunk::visit_rows(const Items& items, size_t prefetch_bytes, Visit visit) const {
-  constexpr size_t kGroup = 32;
-  const Index& index = contents_.index;
-  const Rows& rows = contents_.rows;
-  uint32_t candidates[kGroup];
-  for (size_t base = 0; base < items.count; base += kGroup) {
-    const size_t count = items.count - base < kGroup ? items.count - base : kGroup;
-    const uint64_t* hashes = items.hashes + base;
-    if (base == 0)
-      for (size_t i = 0; i < count; ++i) index.prefetch(hashes[i]);
-    for (size_t i = 0; i < count; ++i) {
-      candidates[i] = index.candidate(hashes[i]);
-      if (candidates[i] == kNoRow) {
-        index.prefetch_partner(hashes[i]);
-      } else {
-        rows.prefetch<kWrite>(candidates[i], prefetch_bytes);
-      }
-    }
-    for (size_t i = 0; i < count; ++i) {
-      if (candidates[i] != kNoRow) continue;
-      candidates[i] = index.candidate_in_partner(hashes[i]);
-      if (candidates[i] != kNoRow) rows.prefetch<kWrite>(candidates[i], prefetch_bytes);
-    }
-    for (size_t i = base + count; i < items.count && i < base + 2 * kGroup; ++i) index.prefetch(items.hashes[i]);
-    for (size_t i = 0; i < count; ++i) {
-      const uint64_t id = items.ids[base + i];
-      uint32_t row = candidates[i];
-      if (row == kNoRow) {
-        row = index.find_in_stash(hashes[i]);
-      } else if (rows.header(row).id() != id) {
-        row = index.find(hashes[i], [&](uint32_t r) { return rows.header(r).id() == id; });
-      }
-      visit(base + i, row);
-    }
-  }
-}
 
 }  // namespace embedstore

@@ -35,6 +35,7 @@
 #include "native/buddy_pool.h"
 #include "native/flat_map.h"
 #include "native/hash.h"
+#include "native/prefetch.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -132,10 +133,8 @@ class Index {
   size_t size() const noexcept { return size_; }
   size_t memory_bytes() const noexcept;
 
-  void prefetch(uint64_t hash) const noexcept { __builtin_prefetch(at(place_of(hash))); }
-  void prefetch_partner(uint64_t hash) const noexcept {
-    __builtin_prefetch(at(partner_of(place_of(hash), tag_of(hash))));
-  }
+  void prefetch(uint64_t hash) const noexcept { prefetch_line(at(place_of(hash))); }
+  void prefetch_partner(uint64_t hash) const noexcept { prefetch_line(at(partner_of(place_of(hash), tag_of(hash)))); }
 
   // The first candidate in the entry's first (or partner) bucket, kNoRow if there is none.
   uint32_t candidate(uint64_t hash) const noexcept { return candidate_in(place_of(hash), hash); }

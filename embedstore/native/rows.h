@@ -20,6 +20,7 @@
 
 #include "native/free_set.h"
 #include "native/index.h"
+#include "native/prefetch.h"
 #include "native/row_type.h"
 #include "native/row_versions.h"
 #include "native/slab_pool.h"
@@ -108,11 +109,26 @@ class Rows final : public RowHashes {
   const float* state(uint32_t row) const noexcept { return embedding(row) + layout_->dim; }
   uint64_t hash_of(uint32_t row) const noexcept override { return mix64(header(row).id()); }
 
+  static const std::byte* packed(const RowHeader* header) noexcept {
+    return reinterpret_cast<const std::byte*>(header + 1);
+  }
+
+  template <int kWrite>
+  static void prefetch(const RowHeader* header, size_t bytes) noexcept {
+    const auto* p = reinterpret_cast<const std::byte*>(header);
+    const std::byte* last = p + bytes - 1;
+    for (; p < last; p += 64) prefetch_line<kWrite>(p);
+    prefetch_line<kWrite>(last);
+  }
   template <int kWrite>
   void prefetch(uint32_t row, size_t bytes) const noexcept {
-    const std::byte* p = at(row);
-    for (size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(p + offset, kWrite);
-    __builtin_prefetch(p + bytes - 1, kWrite);
+    prefetch<kWrite>(&header(row), bytes);
+  }
+
+  // What at() reads before it can say where a row is.
+  void prefetch_origins() const noexcept {
+    constexpr size_t kPerLine = 64 / sizeof(uintptr_t);
+    for (size_t slab = 0; slab < origins_.size(); slab += kPerLine) prefetch_line(&origins_[slab]);
   }
 
   bool in_use(uint32_t row) const noexcept { return versions_.in_use(row); }

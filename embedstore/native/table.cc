@@ -11,7 +11,23 @@ namespace {
 
 size_t width_of(RowType type) noexcept { return type == RowType::kFloat16 ? 2 : 4; }
 
+void write_meta(const RowHeader* header, size_t at, const PullTarget& target) noexcept {
+  constexpr RowHeader kNone{};
+  const RowHeader& known = header != nullptr ? *header : kNone;
+  if (target.found != nullptr) target.found[at] = header != nullptr;
+  if (target.updates == nullptr) return;
+  target.updates[at] = known.updates;
+  target.first_seen_s[at] = known.first_seen_s;
+  target.last_seen_s[at] = known.last_seen_s;
+}
+
 }  // namespace
+
+size_t bytes_per_row(const TableConfig& config) noexcept {
+  constexpr size_t kIndexAndVersion = 24;
+  const uint32_t state_floats = config.embeddings_only ? 0 : config.optimizer.state_floats(config.dim);
+  return RowLayout(config.dim, state_floats, config.stored).row_bytes + kIndexAndVersion;
+}
 
 Table::Table(const TableConfig& config, const std::vector<uint64_t>& incarnations)
     : config_(config),
@@ -23,6 +39,7 @@ Table::Table(const TableConfig& config, const std::vector<uint64_t>& incarnation
   for (uint32_t i = 0; i < num_owned(); ++i) {
     chunks_.push_back(std::make_unique<Chunk>(config_, layout_, pools_));
     chunks_.back()->incarnation = incarnations[i];
+    chunks_.back()->limits = config_.limits;
   }
 }
 
@@ -45,10 +62,16 @@ uint64_t Table::memory_bytes() const {
 }
 
 Counters Table::counters() const {
-  Counters counters{pulled_rows_.load(), missed_rows_.load(), pushed_rows_.load(), inserted_rows_.load(), 0};
+  Counters counters{pulled_rows_.load(), missed_rows_.load(), {}, 0, 0, 0};
+  {
+    const std::lock_guard lock(counters_mutex_);
+    counters.changes = changes_;
+  }
   for (const auto& chunk : chunks_) {
     const std::shared_lock lock(chunk->mutex);
     counters.tombstones += chunk->tombstones().size();
+    counters.sketch_bytes += chunk->sketch().memory_bytes();
+    counters.sketch_halvings += chunk->sketch().halvings();
   }
   return counters;
 }
@@ -67,47 +90,73 @@ Status Table::check_chunk(uint32_t chunk) const {
               ", " + std::to_string(config_.chunk_end) + ")"};
 }
 
-void Table::pull_group(const Chunk& chunk, const Items& items, const PullTarget& target, uint64_t& missed) const {
+void Table::read_window(std::span<const Part> parts, const PullTarget& target, float* initial, uint64_t& missed) const {
   const uint32_t dim = config_.dim;
   const size_t row_width = width_of(target.type) * dim;
-  const size_t row_bytes = sizeof(RowHeader) + (target.rows != nullptr ? layout_.embedding_bytes : 0);
+  auto* out = static_cast<uint8_t*>(target.rows);
+  const size_t row_bytes = sizeof(RowHeader) + (out != nullptr ? layout_.embedding_bytes : 0);
+  const uint64_t* ids = parts.front().items.ids;
+  const uint32_t* sources = parts.front().items.sources;
   const DecodeRow decode = decoder(config_.stored, target.type);
   const DecodeRow convert = decoder(RowType::kFloat32, target.type);
-  auto* out = static_cast<uint8_t*>(target.rows);
-  Scratch<float> initial;
-  if (config_.init_on_miss && out != nullptr) initial.sized(dim);
-  const std::shared_lock lock(chunk.mutex);
-  const Rows& rows = chunk.rows();
-  chunk.visit_rows<0>(items, row_bytes, [&](size_t i, uint32_t row) {
-    const size_t at = items.sources[i];
-    const bool found = row != kNoRow;
-    missed += !found;
+  const bool meta = target.found != nullptr || target.updates != nullptr;
+  const Part* current = nullptr;
+  uint32_t alive_since = 0;
+  const auto hint = [&](size_t i) {
+    if (out == nullptr) return;
+    const uint8_t* at = out + sources[i] * row_width;
+    for (const uint8_t* end = at + row_width; at < end; at += 64) prefetch_line<1>(at);
+  };
+  look_up<0>(parts, row_bytes, hint, [&](const Part& part, size_t i, uint32_t, const RowHeader* header) {
+    if (&part != current) [[unlikely]] {
+      current = &part;
+      alive_since = part.chunk->alive_since_s();
+    }
+    if (header != nullptr && header->last_seen_s < alive_since) header = nullptr;
+    missed += header == nullptr;
     if (out != nullptr) {
-      uint8_t* to = out + at * row_width;
-      if (found) {
-        decode(rows.packed(row), dim, to);
-      } else if (config_.init_on_miss) {
-        config_.init.fill(items.ids[i], initial.data(), dim);
-        convert(reinterpret_cast<const std::byte*>(initial.data()), dim, to);
+      uint8_t* row = out + sources[i] * row_width;
+      if (header != nullptr) [[likely]] {
+        decode(Rows::packed(header), dim, row);
+      } else if (initial != nullptr) {
+        config_.init.fill(ids[i], initial, dim);
+        convert(reinterpret_cast<const std::byte*>(initial), dim, row);
       } else {
-        std::memset(to, 0, row_width);
+        std::memset(row, 0, row_width);
       }
     }
-    if (target.found != nullptr) target.found[at] = found;
-    if (target.updates == nullptr) return;
-    target.updates[at] = found ? rows.header(row).updates : 0;
-    target.first_seen_s[at] = found ? rows.header(row).first_seen_s : 0;
-    target.last_seen_s[at] = found ? rows.header(row).last_seen_s : 0;
+    if (meta) write_meta(header, sources[i], target);
   });
 }
 
-Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) const try {
+Status Table::read(const uint64_t* ids, size_t count, const PullTarget& target, uint64_t& missed) const {
   thread_local Partition partition;
+  thread_local std::vector<Part> parts;
+  thread_local std::vector<std::shared_lock<std::shared_mutex>> locks;
   partition.build(ids, nullptr, count, chunk_bits_);
   if (Status s = check_owned(partition); !s.ok()) return s;
+  Scratch<float> initial;
+  if (config_.init_on_miss && target.rows != nullptr) initial.sized(config_.dim);
+  const auto& groups = partition.groups();
+  parts.reserve(groups.size());
+  locks.reserve(groups.size());
+  for (size_t next = 0; next < groups.size();) {
+    for (size_t items = 0; next < groups.size() && items < kWindowItems; ++next) {
+      Chunk& chunk = *chunks_[groups[next].chunk - config_.chunk_begin];
+      locks.emplace_back(chunk.mutex);
+      parts.push_back(chunk.part(partition.items(groups[next])));
+      items += parts.back().items.count;
+    }
+    read_window(parts, target, initial.data(), missed);
+    parts.clear();
+    locks.clear();
+  }
+  return {};
+}
+
+Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) const try {
   uint64_t missed = 0;
-  for (const Partition::Group& group : partition.groups())
-    pull_group(chunk_at(group.chunk), partition.items(group), target, missed);
+  if (Status s = read(ids, count, target, missed); !s.ok()) return s;
   pulled_rows_.fetch_add(count, std::memory_order_relaxed);
   missed_rows_.fetch_add(missed, std::memory_order_relaxed);
   return {};
@@ -116,15 +165,10 @@ Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) 
 }
 
 Status Table::contains(const uint64_t* ids, size_t count, uint8_t* found) const try {
-  thread_local Partition partition;
-  partition.build(ids, nullptr, count, chunk_bits_);
-  if (Status s = check_owned(partition); !s.ok()) return s;
   PullTarget target;
   target.found = found;
   uint64_t missed = 0;
-  for (const Partition::Group& group : partition.groups())
-    pull_group(chunk_at(group.chunk), partition.items(group), target, missed);
-  return {};
+  return read(ids, count, target, missed);
 } catch (const std::bad_alloc&) {
   return Status::no_memory();
 }
@@ -142,7 +186,7 @@ Status Table::scan(uint32_t chunk_number, ScannedChunk& out) const try {
   out.embeddings.reserve(count * config_.dim);
   const DecodeRow decode = decoder(config_.stored, RowType::kFloat32);
   for (uint32_t row = 0; row < rows.end(); ++row) {
-    if (!rows.in_use(row)) continue;
+    if (!rows.in_use(row) || !chunk.is_alive(row)) continue;
     const RowHeader& header = rows.header(row);
     out.ids.push_back(header.id());
     out.updates.push_back(header.updates);

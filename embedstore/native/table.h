@@ -1,9 +1,11 @@
 // One table: its chunks, and every batch operation on them.
 //
-// Any number of threads may call anything. A batch is cut by chunk once; each chunk's lock is taken once, for that
-// chunk's part of the batch, and never two at a time. So a reader may see a batch in some chunks and not yet in others,
-// but never half of it in one. Pushes that name the same stream follow one another (a lock per stream is held from the
-// check of the watermarks to the last chunk); the order is stream locks first, then one chunk lock at a time.
+// Any number of threads may call anything. A batch is cut by chunk once and each chunk's lock is taken once. A batch
+// works on a window of chunks at a time, so that the look-ups of one hide the latency of the next; it takes the locks
+// of a window in ascending order and takes no other meanwhile, so no two batches wait for each other in a circle. A
+// reader may see a batch in some chunks and not yet in others, but never half of it in one. Pushes that name the same
+// stream follow one another (a lock per stream is held from the check of the watermarks to the last chunk); the order
+// is stream locks, the sweep's lock, chunk locks.
 //
 // Errors are values. When memory runs out, kNoMemory: each chunk then has its part of the batch whole or not at all,
 // and with origins the same push can be repeated, because chunks that have it skip it.
@@ -28,10 +30,17 @@ struct TableConfig : ChunkConfig {
   uint32_t chunk_end = 1;
   bool init_on_miss = false;
   float lr = 0;
+  ChunkLimits limits;  // at first
 };
+
+// What a row takes at most, its share of index and versions included: by this bytes_max becomes a number of rows.
+size_t bytes_per_row(const TableConfig& config) noexcept;
 
 // Event times further in the future than this count as this far: a wrong clock must not age every row.
 inline constexpr int64_t kFutureToleranceMs = 60'000;
+
+// Ids that a batch works on at once, at least.
+inline constexpr size_t kWindowItems = 512;
 
 // Where a pull goes; null members are not wanted. `rows` need not be aligned.
 struct PullTarget {
@@ -47,6 +56,7 @@ struct PushRequest {
   const uint64_t* ids = nullptr;
   const float* gradients = nullptr;  // [count, dim]
   size_t count = 0;
+  const uint32_t* counts = nullptr;           // occurrences that each entry stands for; null: one
   const int64_t* event_times_ms = nullptr;    // per id, or null
   int64_t event_time_ms = EventTimes::kNone;  // for all, unless event_times_ms
   int64_t now_ms = 0;
@@ -76,12 +86,22 @@ struct ChunkState {
   int64_t clock_ms;
 };
 
+// Sums since the table was made, and what it holds now.
 struct Counters {
   uint64_t pulled_rows;
   uint64_t missed_rows;
-  uint64_t pushed_rows;
-  uint64_t inserted_rows;
+  Changes changes;
   uint64_t tombstones;
+  uint64_t sketch_bytes;
+  uint64_t sketch_halvings;
+};
+
+struct SweepResult {
+  uint64_t rows_visited = 0;
+  uint64_t rows_expired = 0;
+  uint64_t rows_moved = 0;
+  uint64_t bytes_released = 0;
+  bool complete = false;  // it came to the end of the last chunk; the next sweep begins with the first
 };
 
 class Table {
@@ -106,6 +126,12 @@ class Table {
   Status push(const PushRequest& request, const std::vector<Origin>& origins);
   Status assign(const AssignRequest& request, const std::vector<Origin>& origins);
   Status erase(const uint64_t* ids, size_t count, Reason reason, const std::vector<Origin>& origins, uint64_t& removed);
+
+  // --- expiry and capacity (table_sweep.cc)
+  void set_limits(const ChunkLimits& limits) noexcept;
+  // Goes on where the last sweep stopped, through at most `rows_max` row numbers. With dry_run it only counts, through
+  // the whole table.
+  Status sweep(size_t rows_max, bool dry_run, SweepResult& result);
 
   // --- streams and sync (table_sync.cc)
   using DistinctWatermarks = std::vector<std::pair<Watermarks, std::vector<uint32_t>>>;
@@ -135,12 +161,28 @@ class Table {
   Status check_delta(const DeltaView& delta) const;
   Watermarks shared_set(const WatermarkList& list);
   EventTimes limited(const int64_t* each, int64_t all, int64_t now_ms) const noexcept;
-  void pull_group(const Chunk& chunk, const Items& items, const PullTarget& target, uint64_t& missed) const;
+  Status read(const uint64_t* ids, size_t count, const PullTarget& target, uint64_t& missed) const;
+  void read_window(std::span<const Part> parts, const PullTarget& target, float* initial, uint64_t& missed) const;
 
-  // Runs change(chunk, items) under the lock of each chunk that the write concerns, and moves its watermarks.
+  // Runs change(chunk, items, rows, ahead) under the lock of each chunk that the write concerns, where it has ids, and
+  // moves its watermarks.
   template <class Change>
-  Status write(const Partition& partition, const std::vector<Origin>& origins, Change change);
+  Status write(const Partition& partition, const std::vector<Origin>& origins, const Values& values,
+               WriteScratch& scratch, Change change);
+  class WriteWindow;
+  struct CountAtEnd;
   Status check_origins(const std::vector<Origin>& origins, OriginPlan& plan) const;
+  void count(const Changes& changes) noexcept;
+
+  struct KnownClock {
+    Watermarks watermarks;
+    int64_t clock_ms;
+  };
+  std::vector<KnownClock> clocks_by_watermarks() const;
+  void raise_idle_clocks();
+  void count_expired(SweepResult& result) const;
+  // One chunk's share of a sweep. Returns the work done, in rows.
+  size_t sweep_chunk(Chunk& chunk, size_t rows_max, SweepResult& result);
 
   const TableConfig config_;
   const RowLayout layout_;
@@ -153,8 +195,13 @@ class Table {
   std::atomic<float> lr_;
   mutable std::atomic<uint64_t> pulled_rows_{0};
   mutable std::atomic<uint64_t> missed_rows_{0};
-  std::atomic<uint64_t> pushed_rows_{0};
-  std::atomic<uint64_t> inserted_rows_{0};
+  mutable std::mutex counters_mutex_;
+  Changes changes_;
+
+  // Where the sweep stands.
+  std::mutex sweep_mutex_;
+  size_t sweep_chunk_ = 0;
+  uint32_t sweep_row_ = 0;
 };
 
 }  // namespace embedstore

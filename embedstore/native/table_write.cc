@@ -92,38 +92,102 @@ Status Table::check_origins(const std::vector<Origin>& origins, OriginPlan& plan
   return {};
 }
 
+// Chunks under lock whose part of a write is decided but not done.
+class Table::WriteWindow {
+ public:
+  // Locks a chunk and decides what its part of the write is.
+  Status enter(Chunk& chunk, const Items& items, OriginPlan& plan) {
+    Member member{std::unique_lock(chunk.mutex), &chunk, nullptr};
+    const OriginPlan::Entry& entry = plan.meet(chunk.watermarks);
+    if (entry.decision == OriginPlan::Decision::kSkip) return {};
+    if (entry.decision != OriginPlan::Decision::kApply)
+      return {Code::kGap, "origins", "the chunk's watermarks changed meanwhile"};
+    member.after = entry.after;
+    members_.push_back(std::move(member));
+    parts_.push_back(chunk.part(items));
+    num_items_ += items.count;
+    return {};
+  }
+  bool full() const noexcept { return num_items_ >= kWindowItems || members_.size() >= kChunksMax; }
+
+  // Does it, chunk after chunk. When memory runs out, the chunks from there on are as they were.
+  template <class Change>
+  void run(size_t row_bytes, const Values& values, WriteScratch& scratch, Change& change) {
+    uint32_t* rows = scratch.rows.sized(num_items_);
+    size_t at = 0;
+    look_up<1>(
+        std::span<const Part>(parts_), sizeof(RowHeader), [](size_t) {},
+        [&](const Part&, size_t, uint32_t row, const RowHeader*) { rows[at++] = row; });
+    RowsAhead ahead(parts_, rows, row_bytes, values);
+    for (size_t i = 0; i < kRowsAhead; ++i) ahead.step();
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      if (parts_[i].items.count != 0) change(*members_[i].chunk, parts_[i].items, rows, ahead);
+      if (members_[i].after != nullptr) members_[i].chunk->watermarks = std::move(members_[i].after);
+      rows += parts_[i].items.count;
+    }
+    clear();
+  }
+  void clear() noexcept {
+    parts_.clear();
+    members_.clear();
+    num_items_ = 0;
+  }
+
+ private:
+  static constexpr size_t kChunksMax = 64;
+  static constexpr size_t kRowsAhead = 6;
+
+  struct Member {
+    std::unique_lock<std::shared_mutex> lock;
+    Chunk* chunk;
+    Watermarks after;
+  };
+  std::vector<Member> members_;
+  std::vector<Part> parts_;
+  size_t num_items_ = 0;
+};
+
+// Counts what a write did, also when it ends early.
+struct Table::CountAtEnd {
+  ~CountAtEnd() { table.count(changes); }
+  Table& table;
+  const Changes& changes;
+};
+
 template <class Change>
-Status Table::write(const Partition& partition, const std::vector<Origin>& origins, Change change) {
+Status Table::write(const Partition& partition, const std::vector<Origin>& origins, const Values& values,
+                    WriteScratch& scratch, Change change) {
   if (Status s = check_owned(partition); !s.ok()) return s;
   if (Status s = check_origins_sane(origins); !s.ok()) return s;
   const StreamLocks streams(stream_locks_, origins);
   OriginPlan plan(origins);
   if (Status s = check_origins(origins, plan); !s.ok()) return s;
 
+  WriteWindow window;
   auto group = partition.groups().begin();
   const auto groups_end = partition.groups().end();
-  const auto one = [&](uint32_t number, const Items& items) -> Status {
-    Chunk& chunk = chunk_at(number);
-    const std::unique_lock lock(chunk.mutex);
-    const OriginPlan::Entry entry = plan.meet(chunk.watermarks);
-    if (entry.decision == OriginPlan::Decision::kSkip) return {};
-    if (entry.decision != OriginPlan::Decision::kApply)
-      return {Code::kGap, "origins", "the chunk's watermarks changed meanwhile"};
-    if (items.count != 0) change(chunk, items);
-    if (!origins.empty()) chunk.watermarks = entry.after;
-    return {};
-  };
-  if (origins.empty()) {
-    for (; group != groups_end; ++group)
-      if (Status s = one(group->chunk, partition.items(*group)); !s.ok()) return s;
-    return {};
-  }
-  for (uint32_t number = config_.chunk_begin; number < config_.chunk_end; ++number) {
+  // With origins every chunk moves its watermarks, also one without ids.
+  const uint32_t end = origins.empty() ? 0 : config_.chunk_end;
+  uint32_t number = config_.chunk_begin;
+  while (number < end || group != groups_end) {
+    if (origins.empty()) number = group->chunk;
     Items items{};
     if (group != groups_end && group->chunk == number) items = partition.items(*group++);
-    if (Status s = one(number, items); !s.ok()) return s;
+    if (Status s = window.enter(chunk_at(number++), items, plan); !s.ok()) return s;
+    if (window.full()) window.run(layout_.row_bytes, values, scratch, change);
   }
+  window.run(layout_.row_bytes, values, scratch, change);
   return {};
+}
+
+void Table::count(const Changes& changes) noexcept {
+  const std::lock_guard lock(counters_mutex_);
+  changes_.pushed += changes.pushed;
+  changes_.inserted += changes.inserted;
+  changes_.dropped += changes.dropped;
+  changes_.expired += changes.expired;
+  changes_.evicted += changes.evicted;
+  changes_.erased += changes.erased;
 }
 
 Status Table::validate_push(const PushRequest& r) const try {
@@ -146,12 +210,16 @@ Status Table::push(const PushRequest& r, const std::vector<Origin>& origins) try
   thread_local WriteScratch scratch;
   distinct.build(r.ids, r.count);
   partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
-  PushArgs args{&distinct, r.gradients, limited(r.event_times_ms, r.event_time_ms, r.now_ms),
-                r.lr >= 0 ? r.lr : lr_.load(std::memory_order_relaxed)};
-  return write(partition, origins, [&](Chunk& chunk, const Items& items) {
-    inserted_rows_.fetch_add(chunk.push(items, args, scratch), std::memory_order_relaxed);
-    pushed_rows_.fetch_add(items.count, std::memory_order_relaxed);
-  });
+  const Optimizer::Step step =
+      config_.optimizer.prepare(config_.dim, r.lr >= 0 ? r.lr : lr_.load(std::memory_order_relaxed));
+  const PushArgs args{&distinct, r.gradients, r.counts, limited(r.event_times_ms, r.event_time_ms, r.now_ms), &step};
+  const Values values{distinct.firsts(), r.gradients, sizeof(float) * config_.dim};
+  Changes changes;
+  const CountAtEnd counting{*this, changes};
+  return write(partition, origins, values, scratch,
+               [&](Chunk& chunk, const Items& items, uint32_t* rows, RowsAhead& ahead) {
+                 chunk.push(items, rows, args, ahead, scratch, changes);
+               });
 } catch (const std::bad_alloc&) {
   return Status::no_memory();
 }
@@ -168,9 +236,13 @@ Status Table::assign(const AssignRequest& r, const std::vector<Origin>& origins)
   for (size_t i = 0; i < r.count; ++i) last[distinct.distinct_of(static_cast<uint32_t>(i))] = static_cast<uint32_t>(i);
   partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
   const AssignArgs args{last.data(), r.rows, limited(nullptr, r.event_time_ms, r.now_ms)};
-  return write(partition, origins, [&](Chunk& chunk, const Items& items) {
-    inserted_rows_.fetch_add(chunk.assign(items, args, scratch), std::memory_order_relaxed);
-  });
+  Changes changes;
+  const CountAtEnd counting{*this, changes};
+  const Values values{last.data(), r.rows, sizeof(float) * config_.dim};
+  return write(partition, origins, values, scratch,
+               [&](Chunk& chunk, const Items& items, uint32_t* rows, RowsAhead& ahead) {
+                 chunk.assign(items, rows, args, ahead, scratch, changes);
+               });
 } catch (const std::bad_alloc&) {
   return Status::no_memory();
 }
@@ -183,8 +255,13 @@ Status Table::erase(const uint64_t* ids, size_t count, Reason reason, const std:
   thread_local WriteScratch scratch;
   distinct.build(ids, count);
   partition.build(distinct.ids(), distinct.hashes(), distinct.size(), chunk_bits_);
-  return write(partition, origins,
-               [&](Chunk& chunk, const Items& items) { removed += chunk.erase(items, reason, scratch); });
+  Changes changes;
+  const CountAtEnd counting{*this, changes};
+  const Status status = write(
+      partition, origins, {}, scratch,
+      [&](Chunk& chunk, const Items& items, uint32_t* rows, RowsAhead&) { chunk.erase(items, rows, reason, changes); });
+  removed = changes.erased;
+  return status;
 } catch (const std::bad_alloc&) {
   return Status::no_memory();
 }
