@@ -34,7 +34,6 @@ from embedstore.client_streams import ClientStreams
 from embedstore.errors import (
     LostUpdatesWarning,
     StaleGenerationError,
-    TableNotFoundError,
     UnavailableError,
 )
 from embedstore.interface import (
@@ -46,11 +45,13 @@ from embedstore.interface import (
     Rows,
     StoreStats,
     StreamState,
+    SweepResult,
     TablePush,
     as_ids,
     as_rows,
     check_position,
     check_stream_name,
+    check_sweep,
 )
 from embedstore.origins import check_event_time, check_origins
 from embedstore.peers import Call, Patience, Peers, discover
@@ -370,26 +371,14 @@ class RemoteStore(Session):
             max(answer.seconds for answer in answers),
         )
 
-    def create_table(self, spec: TableSpec) -> bool:
-        """See :class:`embedstore.interface.Store`."""
-        request = admin_pb2.CreateTableRequest(epoch=self.topology.epoch, spec=spec.to_proto())
-        answers = self.ask_all("CreateTable", request, admin_pb2.CreateTableResponse)
-        return any(answer.created for answer in answers)
-
-    def alter_table(self, spec: TableSpec) -> None:
-        """See :class:`embedstore.interface.Store`."""
-        request = admin_pb2.AlterTableRequest(epoch=self.topology.epoch, spec=spec.to_proto())
-        self.forget([spec.name])
-        self.ask_all("AlterTable", request, admin_pb2.AlterTableResponse)
-
-    def drop_table(self, table: str) -> None:
-        """See :class:`embedstore.interface.Store`. A shard without it, after a drop that broke off, is passed over."""
-        request = admin_pb2.DropTableRequest(epoch=self.topology.epoch, table=table).SerializeToString()
-        self.forget([table])
-        outcomes = self.peers.call_all([Call(shard, "DropTable", request) for shard in range(len(self.peers))])
-        if not all(isinstance(outcome, TableNotFoundError) for outcome in outcomes):
-            outcomes = [b"" if isinstance(outcome, TableNotFoundError) else outcome for outcome in outcomes]
-        self.raise_worst(outcomes, [])
+    def sweep(
+        self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False
+    ) -> dict[str, SweepResult]:
+        """See :class:`embedstore.interface.Store`: every shard's, side by side; sums over them."""
+        check_sweep(budget_ms, dry_run)
+        request = admin_pb2.SweepRequest(epoch=self.topology.epoch, table=table, budget_ms=budget_ms, dry_run=dry_run)
+        answers = self.ask_all("Sweep", request, admin_pb2.SweepResponse, self._slow)
+        return messages.merge_swept([messages.sweep_from_proto(answer) for answer in answers])
 
 
 def _with_origin(by_shard: Mapping[int, Any], shard: int, origin: Origin) -> bytes:

@@ -262,10 +262,20 @@ class Store(Reader, Protocol):
         """Create a table; False when it exists with the same spec; TableExistsError for another."""
 
     def alter_table(self, spec: TableSpec) -> None:
-        """Change lr (later ttl and caps); any other difference is refused by name."""
+        """Change lr, ttl_s, rows_max or bytes_max; any other difference is refused by name."""
 
     def drop_table(self, table: str) -> None:
         """Remove a table and its rows."""
+
+    def sweep(
+        self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False
+    ) -> dict[str, SweepResult]:
+        """Remove expired rows and give memory back, in ``table`` or in all: by table what was done.
+
+        None: one whole round of every table. ``budget_ms``: stop about then, and go on from there the next time; in a
+        remote store each shard has it for itself. ``dry_run``: count what would expire, and change nothing.
+        """
+        ...
 
 
 def check_stream_name(label: str, stream: str) -> None:
@@ -278,6 +288,15 @@ def check_position(label: str, position: int) -> None:
     """Raise :class:`InvalidArgumentError` unless ``position`` is an integer in [0, 2**63)."""
     if isinstance(position, bool) or not isinstance(position, int | np.integer) or not 0 <= position <= POSITION_MAX:
         raise InvalidArgumentError(label, f"must be an integer in [0, 2**63), not {position!r}")
+
+
+def check_sweep(budget_ms: Any, dry_run: Any) -> None:
+    """Raise :class:`InvalidArgumentError` unless these can be a sweep's."""
+    number = isinstance(budget_ms, int | float) and not isinstance(budget_ms, bool)
+    if budget_ms is not None and not (number and 0 < budget_ms < float("inf")):
+        raise InvalidArgumentError("budget_ms", f"must be a positive number, or None, not {budget_ms!r}")
+    if not isinstance(dry_run, bool):
+        raise InvalidArgumentError("dry_run", f"must be True or False, not {dry_run!r}")
 
 
 def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:

@@ -169,6 +169,15 @@ def sweep_from_proto(message: admin_pb2.SweepResponse) -> dict[str, SweepResult]
     }
 
 
+def merge_swept(shards: Iterable[Mapping[str, SweepResult]]) -> dict[str, SweepResult]:
+    """Sums over shards, by table; complete where every shard was."""
+    merged: dict[str, SweepResult] = {}
+    for swept in shards:
+        for table, result in swept.items():
+            merged[table] = merged[table] + result if table in merged else result
+    return merged
+
+
 def scan_part_to_proto(chunk: int, table: str, dim: int, ids: np.ndarray, rows: Rows, part: slice) -> Any:
     """Part of one chunk's rows as a message."""
 

@@ -40,7 +40,17 @@ CHANNEL_OPTIONS = (
 _EMBEDDING = "/embedstore.v1.EmbeddingService/"
 _ADMIN = "/embedstore.v1.AdminService/"
 _ADMIN_METHODS = frozenset(
-    ["CreateTable", "AlterTable", "DropTable", "DescribeTable", "ListTables", "Checkpoint", "Topology", "Stats"]
+    [
+        "CreateTable",
+        "AlterTable",
+        "DropTable",
+        "DescribeTable",
+        "ListTables",
+        "Sweep",
+        "Checkpoint",
+        "Topology",
+        "Stats",
+    ]
 )
 
 

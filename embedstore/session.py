@@ -83,6 +83,27 @@ class Session:
                 raise
         return action()
 
+    def create_table(self, spec: TableSpec) -> bool:
+        """See :class:`embedstore.interface.Store`."""
+        request = admin_pb2.CreateTableRequest(epoch=self.topology.epoch, spec=spec.to_proto())
+        answers = self.ask_all("CreateTable", request, admin_pb2.CreateTableResponse)
+        return any(answer.created for answer in answers)
+
+    def alter_table(self, spec: TableSpec) -> None:
+        """See :class:`embedstore.interface.Store`."""
+        request = admin_pb2.AlterTableRequest(epoch=self.topology.epoch, spec=spec.to_proto())
+        self.forget([spec.name])
+        self.ask_all("AlterTable", request, admin_pb2.AlterTableResponse)
+
+    def drop_table(self, table: str) -> None:
+        """See :class:`embedstore.interface.Store`. A shard without it, after a drop that broke off, is passed over."""
+        request = admin_pb2.DropTableRequest(epoch=self.topology.epoch, table=table).SerializeToString()
+        self.forget([table])
+        outcomes = self.peers.call_all([Call(shard, "DropTable", request) for shard in range(len(self.peers))])
+        if not all(isinstance(outcome, TableNotFoundError) for outcome in outcomes):
+            outcomes = [b"" if isinstance(outcome, TableNotFoundError) else outcome for outcome in outcomes]
+        self.raise_worst(outcomes, [])
+
     def ask_all(self, method: str, request: Any, kind: Any, patience: Patience | None = None) -> list[Any]:
         """The same question to every shard; their answers in order."""
         data = request.SerializeToString()

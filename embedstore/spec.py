@@ -1,17 +1,15 @@
 """What a table is: frozen, validated at construction, the same in Python, on the wire and on disk.
 
-All classes here are immutable values, usable from any thread. A value that the format knows and this release does not
-implement yet raises :class:`~embedstore.errors.UnsupportedError` naming the field, when a table is *created* with it
-(:meth:`TableSpec.check_supported`), so that specs can be written, shipped and compared ahead of support.
+All classes here are immutable values, usable from any thread.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from embedstore.errors import InvalidArgumentError, UnsupportedError
+from embedstore.errors import InvalidArgumentError
 from embedstore.rules import FTRL as FTRL
 from embedstore.rules import SGD as SGD
 from embedstore.rules import Adagrad as Adagrad
@@ -84,10 +82,12 @@ class TableSpec:
     """A named set of rows.
 
     ``dim`` floats a row; ``on_miss`` is what a pull reads for an id without a row ("zeros", or "init": its initial
-    value). ``num_chunks`` is a power of two and fixed for the table's life. ``ttl_s`` (seconds since last_seen),
-    ``rows_max`` and ``bytes_max`` (None: no bound) and ``admission`` (None: every id) decide what may live in it.
+    value). ``num_chunks`` is a power of two and fixed for the table's life.
 
-    This release refuses admission, ttl_s, rows_max and bytes_max with :class:`UnsupportedError`.
+    What may live in it: ``admission`` (None: every id) lets ids in. A row that was last seen ``ttl_s`` seconds of event
+    time before the latest event is gone. ``rows_max`` and ``bytes_max`` (rows with their optimizer
+    state and their part of the index) bound the table; each chunk has an even share, at least one row, and gives up its
+    least recently seen rows when it has more. None: no bound.
     """
 
     name: str
@@ -119,16 +119,17 @@ class TableSpec:
         if self.on_miss not in ("zeros", "init"):
             raise InvalidArgumentError("TableSpec.on_miss", f'must be "zeros" or "init", not {self.on_miss!r}')
         if self.ttl_s is not None:
-            check_finite(self, "ttl_s", above=0.0)
+            check_finite(self, "ttl_s", minimum=0.001)
         for name in ("rows_max", "bytes_max"):
             if getattr(self, name) is not None:
                 check_integer(f"TableSpec.{name}", getattr(self, name), 1, 2**63 - 1)
+        if self.rows_max is not None and self.rows_max < self.num_chunks:
+            problem = f"{self.rows_max} rows are less than one for each of the {self.num_chunks} chunks"
+            raise InvalidArgumentError("TableSpec.rows_max", problem)
 
-    def check_supported(self) -> None:
-        """Raise :class:`UnsupportedError`, naming the field, for what this release cannot do yet."""
-        for name in ("admission", "ttl_s", "rows_max", "bytes_max"):
-            if getattr(self, name) is not None:
-                raise UnsupportedError(f"TableSpec.{name}", "is not supported yet")
+    def lasting(self) -> TableSpec:
+        """The spec without what can be altered: lr, ttl_s, rows_max and bytes_max."""
+        return replace(self, optimizer=replace(self.optimizer, lr=0.0), ttl_s=None, rows_max=None, bytes_max=None)
 
     def first_difference(self, other: TableSpec) -> str | None:
         """The first field in which two specs differ, or None."""

@@ -25,7 +25,15 @@ from embedstore.errors import (
     StaleDenseSetError,
     TableExistsError,
 )
-from embedstore.interface import CheckpointResult, DenseSet, StreamState, check_position, check_stream_name
+from embedstore.interface import (
+    CheckpointResult,
+    DenseSet,
+    StreamState,
+    SweepResult,
+    check_position,
+    check_stream_name,
+    check_sweep,
+)
 from embedstore.manifest import dense_key, stream_key
 from embedstore.origins import Stream, Watermarks, is_client
 from embedstore.spec import TableSpec
@@ -37,6 +45,8 @@ from embedstore.writing import WritableTables
 __all__ = ["LocalStore", "TableSet", "open", "wall_clock_ms"]
 
 NUM_SHARDS_MAX = 1 << 12
+SWEEP_STEP_ROWS = 1 << 14
+"""Rows between two looks at the clock, and what a sweep that a write waits for has ahead of it at most."""
 
 
 class LocalStore(WritableTables):
@@ -222,14 +232,54 @@ class LocalStore(WritableTables):
         _check_spec("spec", spec)
         with self._streams.gate.alone():
             table = self.table(spec.name)
-            difference = _unalterable(table.spec, spec)
+            difference = spec.lasting().first_difference(table.spec.lasting())
             if difference is not None:
                 raise InvalidArgumentError(f"TableSpec.{difference}", "cannot be altered")
+            table.check_limits(spec)
             if self._disk is None:
                 table.alter(spec)
             else:
                 self._disk.alter_table(table, spec)
         self.notify()
+
+    def sweep(
+        self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False
+    ) -> dict[str, SweepResult]:
+        """See :meth:`embedstore.interface.Store.sweep`; the budget is time of ``clock_ms``, and one for each table.
+
+        Other calls go on meanwhile. What a sweep removes is durable with the next checkpoint; a kill before that brings
+        expired rows back, which stay as invisible as they were.
+        """
+        self.check_open()
+        check_sweep(budget_ms, dry_run)
+        chosen = self.table_map() if table is None else {table: self.table(table)}
+        swept = {}
+        for place, (name, target) in enumerate(chosen.items()):
+            if dry_run:
+                swept[name] = target.sweep(SWEEP_STEP_ROWS, dry_run=True)
+                continue
+            share_ms = None if budget_ms is None else budget_ms / (len(chosen) - place)
+            started_ms = self._clock_ms()
+            swept[name] = self._sweep(target, share_ms)
+            if budget_ms is not None:
+                budget_ms = max(budget_ms - (self._clock_ms() - started_ms), 0)
+            self.notify()
+        return swept
+
+    def _sweep(self, table: Table, budget_ms: float | None) -> SweepResult:
+        """Steps until the round ends or time is up, one at least. Without a budget a whole round, after what is left of
+        the one that writes are at."""
+        deadline_ms = float("inf") if budget_ms is None else self._clock_ms() + budget_ms
+        rounds = 2 if budget_ms is None and table.mid_round else 1
+        total = SweepResult(complete=False)
+        while rounds:
+            self.check_open()
+            step = table.sweep(SWEEP_STEP_ROWS)
+            rounds -= step.complete
+            total = replace(total + step, complete=not rounds)
+            if self._clock_ms() >= deadline_ms:
+                break
+        return total
 
     def drop_table(self, table: str) -> None:
         """See :meth:`embedstore.interface.Store.drop_table`; gone from the manifest before it is answered."""
@@ -296,8 +346,8 @@ class LocalStore(WritableTables):
 def open(path: str | Path | None, tables: Sequence[TableSpec] = (), **options: Any) -> LocalStore:
     """A store of this process, durable in the directory ``path`` (None: memory only), with at least these tables.
 
-    A table that exists already must have the same spec, except for the learning rate, which is altered;
-    :class:`TableExistsError` names another difference. ``options``: see :class:`LocalStore`.
+    A table that exists already must have the same spec, except for lr, ttl_s, rows_max and bytes_max, which are
+    altered; :class:`TableExistsError` names another difference. ``options``: see :class:`LocalStore`.
     """
     return LocalStore(path, tables, **options)
 
@@ -317,7 +367,6 @@ def _directory(path: Any) -> Path:
 def _check_spec(label: str, spec: TableSpec) -> None:
     if not isinstance(spec, TableSpec):
         raise InvalidArgumentError(label, f"must be a TableSpec, not {spec!r}")
-    spec.check_supported()
 
 
 def _standing(streams: Sequence[Stream]) -> dict[bytes, manifest_pb2.StreamManifest]:
@@ -334,8 +383,3 @@ def _lowest(table: Table) -> dict[str, int]:
     """The lowest watermark of each stream over a table's chunks."""
     sets = [known for known, _ in table.watermarks()]
     return {stream: min(known[stream] for known in sets if stream in known) for known in sets for stream in known}
-
-
-def _unalterable(old: TableSpec, new: TableSpec) -> str | None:
-    """The first field in which ``new`` differs from ``old`` that can never change."""
-    return replace(new, optimizer=replace(new.optimizer, lr=old.optimizer.lr)).first_difference(old)

@@ -7,7 +7,6 @@ push in some chunks and not yet in others, never half of it in one chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,10 +16,30 @@ from embedstore.deltas import DELTA_HEADER_BYTES as DELTA_HEADER_BYTES
 from embedstore.deltas import DeltaInfo as DeltaInfo
 from embedstore.deltas import delta_info as delta_info
 from embedstore.errors import InvalidArgumentError
-from embedstore.interface import Ids, Origin, Rows, TableStats, as_ids, as_rows, check_position, check_stream_name
+from embedstore.interface import (
+    Ids,
+    Origin,
+    Rows,
+    SweepResult,
+    TableStats,
+    as_ids,
+    as_rows,
+    check_position,
+    check_stream_name,
+)
 from embedstore.row_formats import NATIVE_ROW_TYPES, RowFormat, as_row_format
 from embedstore.rules import init_arguments, optimizer_arguments
 from embedstore.spec import TableSpec
+from embedstore.table_arguments import (
+    admission_arguments,
+    limit_arguments,
+    to_counts,
+    to_event_time,
+    to_event_times,
+    to_lr,
+    to_positions,
+    to_tuples,
+)
 
 TOMBSTONES_PER_CHUNK_MAX = 8192
 """Removals that a chunk remembers; followers further behind get the full chunk."""
@@ -49,8 +68,8 @@ class Table:
     ``chunks``: the owned ones (default all); an id of another raises WrongShardError. ``embeddings_only``: what a
     serving follower holds, without optimizer state; it takes deltas and assigns, no pushes. ``rows``: fp32, or for such
     a table fp16, int8 or int4: packed when they come, float32 or float16 when they are read. ``entropy(n)`` gives n
-    nonzero uint64 incarnations. An unsupported spec raises UnsupportedError naming the field. Sizes are bounded by
-    memory alone; MemoryError leaves every chunk either before or after its part of the call.
+    nonzero uint64 incarnations. Sizes are bounded by the spec and by memory; MemoryError leaves every chunk either
+    before or after its part of the call.
     """
 
     def __init__(
@@ -63,7 +82,6 @@ class Table:
         entropy: Callable[[int], np.ndarray] = random_incarnations,
         tombstones_max: int = TOMBSTONES_PER_CHUNK_MAX,
     ) -> None:
-        spec.check_supported()
         chunks = range(spec.num_chunks) if chunks is None else chunks
         if chunks.step != 1 or not 0 <= chunks.start <= chunks.stop <= spec.num_chunks:
             raise InvalidArgumentError("chunks", f"must be a range within [0, {spec.num_chunks}), not {chunks}")
@@ -80,12 +98,15 @@ class Table:
             chunk_end=chunks.stop,
             **optimizer_arguments(spec.optimizer),
             **init_arguments(spec.init),
+            **admission_arguments(spec.admission),
+            **limit_arguments(spec),
             init_on_miss=spec.on_miss == "init",
             embeddings_only=embeddings_only,
             stored=NATIVE_ROW_TYPES[self._row_format],
             tombstones_max=tombstones_max,
             incarnations=self._new_incarnations(),
         )
+        self._mid_round = False
 
     @property
     def native(self) -> _native.Table:
@@ -120,13 +141,21 @@ class Table:
     def __len__(self) -> int:
         return len(self._native)
 
+    def check_limits(self, spec: TableSpec) -> None:
+        """Raise InvalidArgumentError when a chunk's share of ``rows_max`` or ``bytes_max`` is less than one row."""
+        self._native.check_limits(**limit_arguments(spec))
+
     def alter(self, spec: TableSpec) -> None:
-        """Change the learning rate; any other difference raises InvalidArgumentError naming it."""
-        spec.check_supported()
-        difference = _without_lr(self._spec).first_difference(_without_lr(spec))
+        """Change lr, ttl_s, rows_max and bytes_max; any other difference raises InvalidArgumentError naming it.
+
+        A shorter time to live shows at once; rows above a lower bound go with the next writes and sweeps.
+        """
+        difference = self._spec.lasting().first_difference(spec.lasting())
         if difference is not None:
             raise InvalidArgumentError(f"TableSpec.{difference}", "cannot be changed")
+        self.check_limits(spec)
         self._native.set_lr(spec.optimizer.lr)
+        self._native.set_limits(**limit_arguments(spec))
         self._spec = spec
 
     def pull(self, ids: Ids, *, out: np.ndarray | None = None, dtype: Any = np.float32) -> np.ndarray:
@@ -177,8 +206,9 @@ class Table:
         origins: Sequence[Origin] = (),
         validated: bool = False,
     ) -> None:
-        """Apply gradients, float32 [n, dim]; gradients of equal ids are summed, and ids without a row get one.
+        """Apply gradients, float32 [n, dim]; gradients of equal ids are summed.
 
+        Ids without a row get one when the table's admission lets them in, otherwise their gradients are dropped.
         ``now_ms``: wall time, which bounds event times (plus a minute). ``counts``: occurrences an entry stands for.
         ``event_times_ms``: one int, int64 [n], or None (last_seen becomes the chunk's clock). A chunk's clock is the
         largest event time of its own ids. With ``origins``, each chunk skips a repeat and applies a continuation;
@@ -186,7 +216,7 @@ class Table:
         through :meth:`validate_push`, so they are not checked again.
         """
         ids, grads, arguments = self._push_arguments(ids, grads, now_ms, counts, event_times_ms, lr)
-        self._native.push(ids, grads, **arguments, origins=_tuples(origins), validated=validated)
+        self._native.push(ids, grads, **arguments, origins=to_tuples(origins), validated=validated)
 
     def validate_push(
         self,
@@ -217,15 +247,41 @@ class Table:
         """
         ids = as_ids(ids, self._label("ids"))
         rows = as_rows(rows, len(ids), self._spec.dim, self._label("rows"))
-        _, time_ms = self._event_times(event_time_ms, len(ids), scalar_only=True)
-        self._native.assign(ids, rows, now_ms=now_ms, event_time_ms=time_ms, origins=_tuples(origins))
+        time_ms = to_event_time(self._label("event_time_ms"), event_time_ms)
+        self._native.assign(ids, rows, now_ms=now_ms, event_time_ms=time_ms, origins=to_tuples(origins))
 
     def delete(self, ids: Ids, *, reason: Reason = "erased", origins: Sequence[Origin] = ()) -> int:
         """Remove rows and leave tombstones; returns how many were there."""
         if reason not in _REASONS:
             raise InvalidArgumentError("reason", f"must be one of {', '.join(_REASONS)}, not {reason!r}")
         ids = as_ids(ids, self._label("ids"))
-        return self._native.erase(ids, reason=_REASONS[reason], origins=_tuples(origins))
+        return self._native.erase(ids, reason=_REASONS[reason], origins=to_tuples(origins))
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether rows go without being deleted, so that sweeps have something to do."""
+        spec = self._spec
+        return not (spec.ttl_s is None and spec.rows_max is None and spec.bytes_max is None)
+
+    @property
+    def mid_round(self) -> bool:
+        """Whether the last sweep stopped before the end of its round."""
+        return self._mid_round
+
+    def sweep(self, rows_max: int, *, dry_run: bool = False) -> SweepResult:
+        """Remove expired rows, empty sparse slabs and give memory back; go on where the last sweep stopped.
+
+        Looks at about ``rows_max`` rows, and holds a chunk's lock for at most 2048 of them at a time. A new round
+        raises the clock of chunks that stand at the same watermarks as others to the highest of these. ``dry_run``:
+        count what a whole round would find, and change nothing.
+        """
+        if isinstance(rows_max, bool) or not isinstance(rows_max, int) or not 1 <= rows_max < 2**63:
+            raise InvalidArgumentError("rows_max", f"must be a positive integer, not {rows_max!r}")
+        found = self._native.sweep(rows_max, dry_run)
+        result = SweepResult(complete=bool(found.pop("complete")), **found)
+        if not dry_run:
+            self._mid_round = not result.complete
+        return result
 
     def scan_chunk(self, chunk: int) -> tuple[np.ndarray, Rows]:
         """Every row of a chunk at one instant: uint64 [n] ids and their rows."""
@@ -250,7 +306,7 @@ class Table:
 
     def begin_at(self, watermarks: Mapping[str, int]) -> None:
         """Raise every chunk's watermarks to these: where a new table begins."""
-        self._native.raise_streams(_checked_positions(watermarks), False)
+        self._native.raise_streams(to_positions(watermarks), False)
 
     def set_watermarks(self, chunk: int, watermarks: Mapping[str, int], clock_ms: int) -> None:
         """Raise the watermarks and the clock of a chunk whose rows are as they were: recovery, heartbeats."""
@@ -261,7 +317,7 @@ class Table:
         for chunk, clock_ms in zip(chunks, clocks_ms, strict=True):
             self._check_chunk(chunk)
             check_position("clock_ms", clock_ms)
-        positions = _checked_positions(watermarks)
+        positions = to_positions(watermarks)
         for chunk, clock_ms in zip(chunks, clocks_ms, strict=True):
             self._native.raise_chunk(int(chunk), positions, int(clock_ms))
 
@@ -316,54 +372,17 @@ class Table:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         ids = as_ids(ids, self._label("ids"))
         grads = as_rows(grads, len(ids), self._spec.dim, self._label("grads"))
-        if counts is not None:
-            self._check_counts(np.asarray(counts), len(ids))
-        if lr is not None and not _is_learning_rate(lr):
-            raise InvalidArgumentError(self._label("lr"), f"must be a finite number >= 0, not {lr!r}")
-        each, time_ms = self._event_times(event_times_ms, len(ids))
+        rate = to_lr(self._label("lr"), lr)
+        each, time_ms = to_event_times(self._spec.name, event_times_ms, len(ids))
         check_position("now_ms", now_ms)
         return (
             ids,
             grads,
-            {"now_ms": now_ms, "event_times_ms": each, "event_time_ms": time_ms, "lr": -1.0 if lr is None else lr},
+            {
+                "now_ms": now_ms,
+                "counts": to_counts(self._label("counts"), counts, len(ids)),
+                "event_times_ms": each,
+                "event_time_ms": time_ms,
+                "lr": rate,
+            },
         )
-
-    def _check_counts(self, counts: np.ndarray, num_ids: int) -> None:
-        if counts.shape != (num_ids,) or (counts.size and counts.dtype.kind not in "iu"):
-            raise InvalidArgumentError(self._label("counts"), f"must be integers [{num_ids}]")
-        if counts.size and not (counts.min() >= 0 and counts.max() < 2**32):
-            raise InvalidArgumentError(self._label("counts"), "must be in [0, 2**32)")
-
-    def _event_times(self, times: Any, num_ids: int, *, scalar_only: bool = False) -> tuple[np.ndarray | None, int]:
-        """Event times as (int64 [n] or None, one for all or -1)."""
-        if times is None:
-            return None, -1
-        if scalar_only or isinstance(times, int | np.integer):
-            check_position(self._label("event_time_ms"), times)
-            return None, int(times)
-        each = np.asarray(times)
-        if each.shape != (num_ids,) or (each.size and each.dtype.kind not in "iu"):
-            raise InvalidArgumentError(self._label("event_times_ms"), f"must be an integer or integers [{num_ids}]")
-        if each.size and not (each.min() >= 0 and each.max() < 2**63):
-            raise InvalidArgumentError(self._label("event_times_ms"), "must be in [0, 2**63)")
-        return np.ascontiguousarray(each, dtype=np.int64), -1
-
-
-def _is_learning_rate(lr: Any) -> bool:
-    number = isinstance(lr, int | float | np.number) and not isinstance(lr, bool)
-    return number and bool(0 <= lr < np.finfo(np.float32).max)
-
-
-def _tuples(origins: Sequence[Origin]) -> list[tuple[str, int, int]]:
-    return [(origin.stream, int(origin.begin), int(origin.end)) for origin in origins]
-
-
-def _checked_positions(watermarks: Mapping[str, int]) -> dict[str, int]:
-    for stream, position in watermarks.items():
-        check_stream_name("watermarks", stream)
-        check_position(f"watermarks[{stream!r}]", position)
-    return {stream: int(position) for stream, position in watermarks.items()}
-
-
-def _without_lr(spec: TableSpec) -> TableSpec:
-    return replace(spec, optimizer=replace(spec.optimizer, lr=0.0))

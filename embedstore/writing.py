@@ -3,10 +3,14 @@
 What is kept here: nothing is touched before everything that can be refused has been checked, and an origin moves the
 watermarks of *all* tables, whether they have ids in the write or not. A failure between two tables (memory) leaves
 chunks at different watermarks, which is sound: the same push again gives each chunk only what it lacks.
+
+A write to a table whose rows may expire or be evicted is followed by a step of its sweep, of as many rows: so sweeping
+keeps up with writing, and nobody has to ask for it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +22,10 @@ from embedstore.origins import Stream, Streams, Watermarks, after, check_event_t
 from embedstore.table import Table
 from embedstore.table_set import TableSet, check_tables, wall_clock_ms
 
+SWEEP_ROWS_MIN = 64
+"""Rows that a write's step of the sweep looks at, at least."""
+
+_log = logging.getLogger(__name__)
 _NO_IDS = np.empty(0, np.uint64)
 
 
@@ -66,11 +74,15 @@ class WritableTables(TableSet):
                     table.push(push.ids, push.grads, origins=origins, validated=True, **push.options)
 
             if origins:
-                return self._with_origins(origins, generations, apply)
+                result = self._with_origins(origins, generations, apply)
+            else:
+                result = PushResult()
+                for push in pushes.values():
+                    apply(push.table)
             for push in pushes.values():
-                apply(push.table)
+                _sweep_beside(push.table, len(push.ids))
         self.notify()
-        return PushResult()
+        return result
 
     def _checked_push(self, name: str, value: Any, event_time_ms: int | None, now_ms: int) -> _Push:
         table = self.table(name)
@@ -102,7 +114,6 @@ class WritableTables(TableSet):
                     stream.position = max(stream.position, origin.end)
                 sets = after(origins, sets)
             states = {o.stream: self._streams.state(o.stream, [known[o.stream] for known in sets]) for o in origins}
-        self.notify()
         return PushResult(states, repeated=not new, lost_updates=lost)
 
     def assign(self, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None) -> None:
@@ -123,7 +134,7 @@ class WritableTables(TableSet):
         if origin is not None and not np.isfinite(values).all():
             # The table checks this too, but by then the origin may have mended its stream.
             raise InvalidArgumentError(f"{table}.rows", "must be finite")
-        return self._change_one(origin, table, change)
+        return self._change_one(origin, table, change, swept=len(keys))
 
     def delete(self, table: str, ids: Ids) -> int:
         """See :meth:`embedstore.interface.Store.delete`."""
@@ -142,7 +153,12 @@ class WritableTables(TableSet):
         return deleted, result
 
     def _change_one(
-        self, origin: Origin | None, name: str, change: Callable[[Table, int, Sequence[Origin]], None]
+        self,
+        origin: Origin | None,
+        name: str,
+        change: Callable[[Table, int, Sequence[Origin]], None],
+        *,
+        swept: int = 0,
     ) -> PushResult:
         origins = [] if origin is None else [origin]
         check_origins(origins)
@@ -159,10 +175,13 @@ class WritableTables(TableSet):
                     table.push(_NO_IDS, _no_rows(table), now_ms=now_ms, origins=origins)
 
             if origins:
-                return self._with_origins(origins, None, apply)
-            change(target, now_ms, origins)
+                result = self._with_origins(origins, None, apply)
+            else:
+                result = PushResult()
+                change(target, now_ms, origins)
+            _sweep_beside(target, swept)
         self.notify()
-        return PushResult()
+        return result
 
     def _open_client_streams(self, origins: Sequence[Origin]) -> None:
         """A client's own stream opens with its first request; the one that was idle for longest may have to go."""
@@ -194,6 +213,15 @@ class WritableTables(TableSet):
             lowest = min(lowest, stream.position)
         stream.position = max(stream.position, origin.begin)
         return origin.begin - lowest
+
+
+def _sweep_beside(table: Table, num_ids: int) -> None:
+    if not num_ids or not table.sweeps:
+        return
+    try:
+        table.sweep(max(SWEEP_ROWS_MIN, num_ids))
+    except MemoryError:  # the write itself is done, and the next one tries again
+        _log.warning("table %s: no memory for a step of its sweep", table.spec.name)
 
 
 def _no_rows(table: Table) -> np.ndarray:

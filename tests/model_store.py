@@ -1,18 +1,19 @@
 """A small, slow and obvious store: what every real store must be indistinguishable from.
 
-Dicts of rows, one watermark map a table, one snapshot for what a checkpoint holds. No threads, no files, no native
-code; ``crash()`` is what is left after a kill. Rows start and learn as in ``model_optimizers``.
+Tables of ``model_table``, one watermark map each, one snapshot for what a checkpoint holds. No threads, no files, no
+native code; ``crash()`` is what is left after a kill. The sweeps that ride on writes are whole rounds here, as they are
+in the real store while a table has no more than a few dozen rows.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from model_optimizers import initial_embedding, initial_state, learn
+from model_table import ModelTable, rows_cap
 
 from embedstore.errors import (
     ClosedError,
@@ -33,34 +34,31 @@ from embedstore.interface import (
     Rows,
     StoreStats,
     StreamState,
+    SweepResult,
     TablePush,
     TableStats,
     as_ids,
     as_rows,
     check_position,
     check_stream_name,
+    check_sweep,
 )
 from embedstore.spec import TableSpec
 
-TOLERANCE_MS = 60_000
+COUNTERS = ("pushed_rows", "inserted_rows", "dropped_rows", "expired_rows", "evicted_rows")
 
 
 @dataclass
-class ModelRow:
-    embedding: np.ndarray
-    state: list[np.ndarray]
-    updates: int = 0
-    first_seen_s: int = 0
-    last_seen_s: int = 0
+class StoredTable:
+    """``content`` knows no streams: all chunks of a table here stand at the same ``watermarks``."""
 
-
-@dataclass
-class ModelTable:
-    spec: TableSpec
     beginnings: dict[str, int]
-    rows: dict[int, ModelRow] = field(default_factory=dict)
+    content: ModelTable
     watermarks: dict[str, int] = field(default_factory=dict)
-    clocks_ms: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> TableSpec:
+        return self.content.spec
 
 
 @dataclass
@@ -70,21 +68,17 @@ class ModelStream:
     position: int
 
 
-def chunk_of(key: int, num_chunks: int) -> int:
-    """The top bits of the splitmix64 finalizer."""
-    mask = 2**64 - 1
-    key ^= key >> 30
-    key = key * 0xBF58476D1CE4E5B9 & mask
-    key ^= key >> 27
-    key = key * 0x94D049BB133111EB & mask
-    key ^= key >> 31
-    return key * num_chunks >> 64
+def fresh(spec: TableSpec) -> ModelTable:
+    return ModelTable(spec, range(1, spec.num_chunks + 1))
 
 
-def missing_row(spec: TableSpec, key: int) -> np.ndarray:
-    if spec.on_miss == "zeros":
-        return np.zeros(spec.dim, np.float32)
-    return initial_embedding(spec.init, key, spec.dim)
+def has_limits(spec: TableSpec) -> bool:
+    return any(limit is not None for limit in (spec.ttl_s, spec.rows_max, spec.bytes_max))
+
+
+def check_capacity(spec: TableSpec) -> None:
+    if rows_cap(spec) == 0:
+        raise InvalidArgumentError("TableSpec.bytes_max", "less than a row a chunk")
 
 
 def check_time(event_time_ms: int | None) -> None:
@@ -97,10 +91,10 @@ class ModelStore:
 
     def __init__(self, tables: Sequence[TableSpec] = (), *, clock_ms: Callable[[], int]) -> None:
         self._clock_ms = clock_ms
-        self._tables: dict[str, ModelTable] = {}
+        self._tables: dict[str, StoredTable] = {}
         self._streams: dict[str, ModelStream] = {}
         self._dense: dict[str, DenseSet] = {}
-        self._saved: dict[str, ModelTable] = {}
+        self._saved: dict[str, StoredTable] = {}
         self._last_checkpoint_s = 0.0
         self._closed = False
         for spec in tables:
@@ -111,19 +105,19 @@ class ModelStore:
     def pull(self, tables: Mapping[str, Any], *, meta: bool = False) -> Any:
         self._check_open()
         found = {name: (self._table(name), as_ids(ids, f"{name}.ids")) for name, ids in tables.items()}
-        rows = {name: self._rows(table, ids.tolist()) for name, (table, ids) in found.items()}
+        rows = {name: table.content.pull_rows(ids.tolist()) for name, (table, ids) in found.items()}
         return rows if meta else {name: value.embeddings for name, value in rows.items()}
 
     def contains(self, table: str, ids: Any) -> np.ndarray:
         self._check_open()
-        rows = self._table(table).rows
-        return np.array([key in rows for key in as_ids(ids, f"{table}.ids").tolist()], bool)
+        content = self._table(table).content
+        return np.array([content.row(key) is not None for key in as_ids(ids, f"{table}.ids").tolist()], bool)
 
     def scan(self, table: str) -> Iterator[tuple[np.ndarray, Rows]]:
         self._check_open()
-        model = self._table(table)
-        keys = sorted(model.rows)
-        return iter([(np.array(keys, np.uint64), self._rows(model, keys))] if keys else [])
+        content = self._table(table).content
+        keys = sorted(key for chunk in content.chunks for key in content.living(chunk))
+        return iter([(np.array(keys, np.uint64), content.pull_rows(keys))] if keys else [])
 
     def get_dense(self, dense_set: str) -> DenseSet:
         self._check_open()
@@ -138,7 +132,15 @@ class ModelStore:
     def stats(self) -> StoreStats:
         self._check_open()
         sizes = {
-            name: TableStats(len(table.rows), 0, table.spec.num_chunks, 0, 0, 0, 0, 0)
+            name: TableStats(
+                rows=len(table.content),
+                memory_bytes=0,
+                chunks=table.spec.num_chunks,
+                pulled_rows=0,
+                missed_rows=0,
+                tombstones=0,
+                **{counter: table.content.counters[counter] for counter in COUNTERS},
+            )
             for name, table in self._tables.items()
         }
         return StoreStats(sizes, self.watermarks(), self._last_checkpoint_s, 0.0)
@@ -164,6 +166,7 @@ class ModelStore:
         if not origins:
             for name, (push, times) in pushes.items():
                 self._apply(self._tables[name], push, times)
+            self._sweep_beside(pushes)
             return PushResult()
         for origin in origins:
             self._check_generation(origin.stream, generations)
@@ -177,6 +180,7 @@ class ModelStore:
         for origin in origins:
             stream = self._streams[origin.stream]
             stream.position = max(stream.position, origin.end)
+        self._sweep_beside(pushes)
         return PushResult({origin.stream: self._state(origin.stream) for origin in origins}, repeated=not new)
 
     def assign(self, table: str, ids: Any, rows: Any, *, event_time_ms: int | None = None) -> None:
@@ -187,14 +191,21 @@ class ModelStore:
         if not np.isfinite(values).all():
             raise InvalidArgumentError(f"{table}.rows", "not finite")
         check_time(event_time_ms)
-        for key, value in zip(keys, values, strict=True):
-            row = self._touch(model, key, event_time_ms)
-            row.embedding = value.copy()
+        model.content.assign(keys, values, now_ms=self._clock_ms(), time_ms=event_time_ms)
+        if keys and has_limits(model.spec):
+            model.content.sweep()
 
     def delete(self, table: str, ids: Any) -> int:
         self._check_open()
-        rows = self._table(table).rows
-        return sum(rows.pop(key, None) is not None for key in as_ids(ids, f"{table}.ids").tolist())
+        return self._table(table).content.delete(as_ids(ids, f"{table}.ids").tolist())
+
+    def sweep(
+        self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False
+    ) -> dict[str, SweepResult]:
+        self._check_open()
+        check_sweep(budget_ms, dry_run)
+        chosen = self._tables if table is None else {table: self._table(table)}
+        return {name: SweepResult(rows_expired=each.content.sweep(dry_run=dry_run)) for name, each in chosen.items()}
 
     def put_dense(
         self,
@@ -254,8 +265,9 @@ class ModelStore:
     def crash(self) -> None:
         """What a kill leaves: the last checkpoint, and whatever is durable as soon as it is answered."""
         for name, table in self._tables.items():
-            saved = copy.deepcopy(self._saved.get(name)) or ModelTable(table.spec, table.beginnings)
-            saved.spec = table.spec
+            saved = copy.deepcopy(self._saved.get(name)) or StoredTable(table.beginnings, fresh(table.spec))
+            saved.content.alter(table.spec)
+            saved.content.counters.clear()
             for stream, state in self._streams.items():
                 saved.watermarks.setdefault(stream, table.beginnings.get(stream, state.begin))
             self._tables[name] = saved
@@ -269,24 +281,24 @@ class ModelStore:
 
     def create_table(self, spec: TableSpec) -> bool:
         self._check_open()
-        spec.check_supported()
+        check_capacity(spec)
         if spec.name in self._tables:
             difference = spec.first_difference(self._tables[spec.name].spec)
             if difference is not None:
                 raise TableExistsError(spec.name, difference)
             return False
         highest = {stream: state.position for stream, state in self._streams.items()}
-        self._tables[spec.name] = ModelTable(spec, dict(highest), watermarks=highest)
+        self._tables[spec.name] = StoredTable(dict(highest), fresh(spec), highest)
         return True
 
     def alter_table(self, spec: TableSpec) -> None:
         self._check_open()
         table = self._table(spec.name)
-        same = replace(spec, optimizer=replace(spec.optimizer, lr=table.spec.optimizer.lr))
-        difference = same.first_difference(table.spec)
+        difference = spec.lasting().first_difference(table.spec.lasting())
         if difference is not None:
             raise InvalidArgumentError(f"TableSpec.{difference}", "cannot be altered")
-        table.spec = spec
+        check_capacity(spec)
+        table.content.alter(spec)
 
     def drop_table(self, table: str) -> None:
         self._check_open()
@@ -303,20 +315,10 @@ class ModelStore:
         if self._closed:
             raise ClosedError("the store is closed")
 
-    def _table(self, name: str) -> ModelTable:
+    def _table(self, name: str) -> StoredTable:
         if name not in self._tables:
             raise TableNotFoundError(name)
         return self._tables[name]
-
-    def _rows(self, table: ModelTable, keys: list[int]) -> Rows:
-        rows = [table.rows.get(key) or ModelRow(missing_row(table.spec, key), []) for key in keys]
-        return Rows(
-            np.array([row.embedding for row in rows], np.float32).reshape(len(keys), table.spec.dim),
-            np.array([key in table.rows for key in keys], bool),
-            np.array([row.updates for row in rows], np.uint32),
-            np.array([row.first_seen_s for row in rows], np.int64),
-            np.array([row.last_seen_s for row in rows], np.int64),
-        )
 
     def _checked_push(self, name: str, value: Any, event_time_ms: int | None) -> tuple[TablePush, list[int | None]]:
         if not isinstance(value, TablePush) and (not isinstance(value, tuple) or len(value) != 2):
@@ -336,37 +338,17 @@ class ModelStore:
             times = np.asarray(push.event_times_ms).tolist()
         if push.lr is not None and (type(push.lr) not in (int, float) or not 0 <= push.lr < np.inf):
             raise InvalidArgumentError(f"{name}.lr", "must be finite and >= 0")
-        return TablePush(ids, grads, lr=push.lr), times
+        counts = None if push.counts is None else np.asarray(push.counts).tolist()
+        return TablePush(ids, grads, counts=counts, lr=push.lr), times
 
-    def _apply(self, table: ModelTable, push: TablePush, times: list[int | None]) -> None:
-        sums: dict[int, np.ndarray] = {}
-        for key, grad in zip(push.ids.tolist(), push.grads, strict=True):
-            sums[key] = sums[key] + grad if key in sums else grad
-        latest: dict[int, int | None] = {}
-        for key, time in zip(push.ids.tolist(), times, strict=True):
-            known = latest.get(key)
-            latest[key] = time if known is None else max(known, time or 0)
-        lr = table.spec.optimizer.lr if push.lr is None else push.lr
-        for key, grad in sums.items():
-            row = self._touch(table, key, latest[key])
-            row.updates += 1
-            learn(table.spec.optimizer, row.embedding, row.state, grad, lr, row.updates)
+    def _apply(self, table: StoredTable, push: TablePush, times: list[int | None]) -> None:
+        keys = push.ids.tolist()
+        table.content.push(keys, push.grads, now_ms=self._clock_ms(), times_ms=times, counts=push.counts, lr=push.lr)
 
-    def _touch(self, table: ModelTable, key: int, time_ms: int | None) -> ModelRow:
-        chunk = chunk_of(key, table.spec.num_chunks)
-        clock = table.clocks_ms.get(chunk, 0)
-        if time_ms is None:
-            time_ms = clock
-        else:
-            time_ms = min(time_ms, self._clock_ms() + TOLERANCE_MS)
-            table.clocks_ms[chunk] = max(clock, time_ms)
-        row = table.rows.get(key)
-        if row is None:
-            first = initial_embedding(table.spec.init, key, table.spec.dim)
-            row = table.rows[key] = ModelRow(first, initial_state(table.spec.optimizer, table.spec.dim))
-            row.first_seen_s = time_ms // 1000
-        row.last_seen_s = max(row.last_seen_s, time_ms // 1000)
-        return row
+    def _sweep_beside(self, pushes: Mapping[str, tuple[TablePush, Any]]) -> None:
+        for name, (push, _) in pushes.items():
+            if len(push.ids) and has_limits(self._tables[name].spec):
+                self._tables[name].content.sweep()
 
     def _check_generation(self, stream: str, generations: Mapping[str, int] | None) -> None:
         if stream not in self._streams:

@@ -20,13 +20,12 @@ using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RowsOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // A chunk's share of the table's capacity; 0 stands for none.
-ChunkLimits to_limits(const std::string& name, const TableConfig& config, int64_t ttl_ms, uint64_t rows_max,
-                      uint64_t bytes_max) {
+ChunkLimits to_limits(const TableConfig& config, int64_t ttl_ms, uint64_t rows_max, uint64_t bytes_max) {
   ChunkLimits limits;
   limits.ttl_ms = ttl_ms;
   const auto share = [&](const char* field, uint64_t rows) {
     if (rows == 0)
-      raise_invalid(name + "." + field,
+      raise_invalid(std::string("TableSpec.") + field,
                     "leaves some of the " + std::to_string(config.num_chunks) + " chunks without room for a row");
     limits.rows_max = static_cast<uint32_t>(std::min<uint64_t>(limits.rows_max, rows));
   };
@@ -36,7 +35,7 @@ ChunkLimits to_limits(const std::string& name, const TableConfig& config, int64_
 }
 
 void set_limits(NamedTable& self, int64_t ttl_ms, uint64_t rows_max, uint64_t bytes_max) {
-  const ChunkLimits limits = to_limits(self.name, self.table.config(), ttl_ms, rows_max, bytes_max);
+  const ChunkLimits limits = to_limits(self.table.config(), ttl_ms, rows_max, bytes_max);
   nb::gil_scoped_release release;
   self.table.set_limits(limits);
 }
@@ -97,7 +96,7 @@ void construct(NamedTable* self, const std::string& name, uint32_t dim, uint32_t
   config.admission = {static_cast<Admission::Kind>(admission), admission_count, admission_p, admission_seed,
                       admission_bytes};
   config.stored = static_cast<RowType>(stored);
-  config.limits = to_limits(name, config, ttl_ms, rows_max, bytes_max);
+  config.limits = to_limits(config, ttl_ms, rows_max, bytes_max);
   new (self) NamedTable(name, config, numbers);
 }
 
@@ -296,7 +295,7 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
   table.def(
       "check_limits",
       [](const NamedTable& self, int64_t ttl_ms, uint64_t rows_max, uint64_t bytes_max) {
-        to_limits(self.name, self.table.config(), ttl_ms, rows_max, bytes_max);
+        to_limits(self.table.config(), ttl_ms, rows_max, bytes_max);
       },
       nb::kw_only(), nb::arg("ttl_ms"), nb::arg("rows_max"), nb::arg("bytes_max"),
       "Raise what set_limits() would raise; change nothing.");

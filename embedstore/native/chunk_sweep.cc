@@ -84,11 +84,12 @@ uint64_t Chunk::count_expired(int64_t at_clock_ms) const noexcept {
 size_t Chunk::compact(size_t moves_max) {
   Rows& rows = contents_.rows;
   size_t moves = 0;
-  for (; moves < moves_max && rows.sparse(); ++moves) {
+  if (!rows.sparse()) return 0;
+  for (; moves < moves_max && rows.size() != rows.end(); ++moves) {
     const Rows::Move move = rows.compact_one();
     contents_.index.update(mix64(rows.header(move.to).id()), move.from, move.to);
   }
-  if (!rows.sparse()) {
+  if (rows.size() == rows.end()) {
     rows.trim();
     contents_.index.shrink(rows);
   }

@@ -33,6 +33,7 @@ class AdminService:
                 "DropTable": guard.unary(admin_pb2.DropTableRequest, self.drop_table),
                 "DescribeTable": guard.unary(admin_pb2.DescribeTableRequest, self.describe_table),
                 "ListTables": guard.unary(admin_pb2.ListTablesRequest, self.list_tables),
+                "Sweep": guard.unary(admin_pb2.SweepRequest, self.sweep),
                 "Checkpoint": guard.unary(admin_pb2.CheckpointRequest, self.checkpoint),
                 "Topology": guard.unary(admin_pb2.TopologyRequest, self.topology),
                 "Stats": guard.unary(admin_pb2.StatsRequest, self.stats),
@@ -70,6 +71,13 @@ class AdminService:
         self._serving.check_epoch(request.epoch)
         specs = self._serving.store().tables().values()
         return admin_pb2.ListTablesResponse(tables=[spec.to_proto() for spec in specs])
+
+    def sweep(self, request: admin_pb2.SweepRequest) -> admin_pb2.SweepResponse:
+        """Sweep."""
+        self._serving.check_epoch(request.epoch)
+        budget_ms = request.budget_ms if request.HasField("budget_ms") else None
+        store = self._serving.writable()
+        return messages.sweep_to_proto(store.sweep(request.table or None, budget_ms=budget_ms, dry_run=request.dry_run))
 
     def checkpoint(self, request: admin_pb2.CheckpointRequest) -> admin_pb2.CheckpointResponse:
         """Checkpoint."""

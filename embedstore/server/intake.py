@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -245,11 +244,7 @@ def _decode_dense(name: str, value: bytes) -> DenseSet:
 
 def same_rows(a: TableSpec, b: TableSpec) -> bool:
     """Whether two specs differ at most in what a table can change while it lives."""
-    return _fixed(a).first_difference(_fixed(b)) is None
-
-
-def _fixed(spec: TableSpec) -> TableSpec:
-    return replace(spec, optimizer=replace(spec.optimizer, lr=0.0), ttl_s=None, rows_max=None, bytes_max=None)
+    return a.lasting() == b.lasting()
 
 
 def _raise_watermarks(table: Table, message: sync_pb2.TableHeartbeat) -> None:

@@ -38,8 +38,7 @@ class Replica(TableSet):
         self._announced: dict[str, dict[int, TableSpec]] = {}
 
     def hold(self, leader: int, spec: TableSpec) -> None:
-        """Make ``leader``'s table exist; UnsupportedError when this release cannot hold it."""
-        spec.check_supported()
+        """Make ``leader``'s table exist."""
         with self._catalogue:
             announced = self._announced.setdefault(spec.name, {})
             announced[leader] = spec
@@ -103,4 +102,4 @@ class Replica(TableSet):
         raise ReadOnlyError("a follower takes no writes: they go to its leaders")
 
     push = assign = delete = put_dense = open_stream = _refuse
-    create_table = alter_table = drop_table = _refuse
+    create_table = alter_table = drop_table = sweep = _refuse

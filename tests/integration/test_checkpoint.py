@@ -297,8 +297,8 @@ def test_what_is_no_table_spec_is_refused(path: Path) -> None:
             with pytest.raises(es.InvalidArgumentError) as caught:
                 call("items")  # type: ignore[arg-type]
             assert caught.value.field == "spec"
-        with pytest.raises(es.UnsupportedError):
-            store.create_table(es.TableSpec("items", dim=4, ttl_s=3.0))
+        with pytest.raises(es.InvalidArgumentError, match="bytes_max"):
+            store.create_table(es.TableSpec("items", dim=4, bytes_max=3000))
         assert not store.tables()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,44 @@ def test_a_follower_does_not_list_the_streams_of_clients(servers: str) -> None:
     finally:
         follower.stop()
     assert [row["stream"] for row in rows if "stream" in row] == ["clicks"]
+
+
+LIMITED = """
+[tables.clicks]
+dim = 2
+num_chunks = 8
+optimizer = { kind = "sgd", lr = 1.0 }
+admission = { kind = "min_count", count = 2, memory_bytes = 65536 }
+ttl_s = 3600
+rows_max = 1000
+"""
+
+
+def test_what_a_table_keeps_is_altered_swept_and_told(servers: str, tmp_path: Path) -> None:
+    file, at = tmp_path / "tables.toml", ("--servers", servers)
+    file.write_text(LIMITED)
+    run("table", "create", str(file), *at)
+    ids, grads, now_ms = np.arange(100, dtype=np.uint64), np.ones((100, 2), np.float32), time.time_ns() // 1_000_000
+    with es.connect(servers) as store:
+        assert store.tables()["clicks"].admission == es.MinCount(2, memory_bytes=65536)
+        for _ in range(2):
+            store.push({"clicks": (ids, grads)}, event_time_ms=now_ms - 1800_000)
+        store.push({"clicks": (ids[:40], grads[:40])}, event_time_ms=now_ms)
+    altered = lines("table", "alter", "clicks", "--ttl-s", "900", "--rows-max", "none", "--lr", "0.5", *at)
+    assert altered == [{"table": "clicks", "lr": 0.5, "ttl_s": 900.0, "rows_max": None, "bytes_max": None}]
+    [dry] = lines("table", "sweep", "clicks", "--dry-run", *at)
+    assert (dry["rows_expired"], dry["complete"]) == (60, True)
+    assert [row["rows"] for row in lines("table", "list", *at)] == [100]
+    [swept] = lines("table", "sweep", *at)
+    assert (swept["table"], swept["rows_expired"]) == ("clicks", 60)
+    assert lines("table", "sweep", "clicks", "--budget-ms", "50", *at)[0]["rows_expired"] == 0
+    [row] = lines("table", "list", *at)
+    assert (row["rows"], row["dropped_rows"], row["expired_rows"], row["evicted_rows"]) == (40, 100, 60, 0)
+    [facts] = lines("table", "describe", "clicks", *at)
+    assert (facts["ttl_s"], facts["admission"], facts["admission.count"]) == (900.0, "MinCount", 2)
+    assert facts["sketch_bytes"] > 0 and facts["sketch_halvings"] == 0
+    assert sum(shard["expired_rows"] for shard in lines("shard", "stats", *at) if "expired_rows" in shard) == 60
+    assert "--ttl-s: must be a number, or none" in run("table", "alter", "clicks", "--ttl-s", "soon", *at, code=1)
+    assert "TableSpec.bytes_max" in run("table", "alter", "clicks", "--bytes-max", "10", *at, code=1)
+    for command in (["alter", "users", "--lr", "1"], ["sweep", "users"]):
+        assert "does not exist" in run("table", *command, *at, code=1)

@@ -47,13 +47,11 @@ class Messages:
         self.take(sync_pb2.FollowResponse(heartbeat=heartbeat))
 
 
-@pytest.mark.parametrize("kind", ["not supported yet", "not known at all"])
-def test_a_table_that_cannot_be_held_stops_no_other_and_no_claim_is_made(kind: str) -> None:
+def test_a_table_that_cannot_be_held_stops_no_other_and_no_claim_is_made() -> None:
     replica = Replica()
     messages = Messages(replica)
-    strange = TableSpec("strange", dim=2, ttl_s=60.0, num_chunks=2).to_proto()
-    if kind == "not known at all":
-        strange.optimizer.ClearField("adagrad")
+    strange = TableSpec("strange", dim=2, num_chunks=2).to_proto()
+    strange.optimizer.ClearField("adagrad")
     messages.announce(strange)
     messages.announce(ITEMS.to_proto())
     assert messages.send_chunk("strange", 0, b"anything") == []

@@ -225,9 +225,10 @@ def test_other_calls_name_what_is_wrong(client: Client) -> None:
     changed = admin_pb2.CreateTableRequest(spec=spec)
     detail = refused(lambda: admin.CreateTable(changed, timeout=TIMEOUT_S), C.ALREADY_EXISTS, "TableExistsError")
     assert detail.problem == "dim"
-    spec.ttl_s, spec.name = 5.0, "later"
-    later = admin_pb2.CreateTableRequest(spec=spec)
-    refused(lambda: admin.CreateTable(later, timeout=TIMEOUT_S), C.UNIMPLEMENTED, "UnsupportedError", "ttl_s")
+    spec.bytes_max, spec.name = 5, "tiny"
+    tiny = admin_pb2.CreateTableRequest(spec=spec)
+    argument = "InvalidArgumentError"
+    refused(lambda: admin.CreateTable(tiny, timeout=TIMEOUT_S), C.INVALID_ARGUMENT, argument, "TableSpec.bytes_max")
 
 
 @pytest.mark.parametrize("method", ["EmbeddingService/Pull", "EmbeddingService/Push", "EmbeddingService/Assign"])

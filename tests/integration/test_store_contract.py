@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from model_optimizers import EVERY_OPTIMIZER, initial_embedding, initial_state, learn
-from model_store import chunk_of
+from model_table import chunk_of
 from stores import STORE_FACTORIES, StoreHandle
 
 import embedstore as es
@@ -293,6 +293,7 @@ def test_an_unknown_table_is_refused_by_every_call(store: Store) -> None:
         lambda: store.contains("nowhere", [1]),
         lambda: list(store.scan("nowhere")),
         lambda: store.drop_table("nowhere"),
+        lambda: store.sweep("nowhere"),
         lambda: store.alter_table(es.TableSpec("nowhere", dim=4)),
     ]
     for call in calls:
@@ -486,21 +487,6 @@ def test_create_is_idempotent_and_names_a_difference(store: Store) -> None:
     assert (error.table, error.field) == ("items", "dim")
 
 
-UNSUPPORTED = {
-    "admission": es.TableSpec("t", dim=4, admission=es.MinCount(2)),
-    "ttl_s": es.TableSpec("t", dim=4, ttl_s=60.0),
-    "rows_max": es.TableSpec("t", dim=4, rows_max=100),
-    "bytes_max": es.TableSpec("t", dim=4, bytes_max=100),
-}
-
-
-@pytest.mark.parametrize("field", UNSUPPORTED)
-def test_what_is_not_supported_yet_is_refused_by_name(store: Store, field: str) -> None:
-    error = refused(es.UnsupportedError, lambda: store.create_table(UNSUPPORTED[field]))
-    assert error.field == f"TableSpec.{field}"
-    assert "t" not in store.tables()
-
-
 def test_alter_changes_the_learning_rate_and_nothing_else(store: Store) -> None:
     store.push({"items": ([1], ones(1))})
     store.alter_table(es.TableSpec("items", dim=4, optimizer=es.SGD(lr=0.25), num_chunks=8))
@@ -512,7 +498,7 @@ def test_alter_changes_the_learning_rate_and_nothing_else(store: Store) -> None:
         (es.TableSpec("items", dim=4, optimizer=es.Adam(lr=1.0), num_chunks=8), "optimizer"),
         (es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=16), "num_chunks"),
         (es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=8, on_miss="init"), "on_miss"),
-        (es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=8, ttl_s=9.0), "ttl_s"),
+        (es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=8, admission=es.MinCount(2)), "admission"),
     ):
         refused(es.InvalidArgumentError, store.alter_table, field, [other])
     assert events(store, 1) == [1.25]
@@ -624,6 +610,7 @@ def test_a_closed_store_refuses_everything(handle: StoreHandle) -> None:
         lambda: store.create_table(ITEMS),
         lambda: store.alter_table(ITEMS),
         lambda: store.drop_table("items"),
+        store.sweep,
     ]
     for call in calls:
         refused(es.ClosedError, call)

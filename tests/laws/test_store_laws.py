@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ SPECS = [
         "ftrl", dim=3, optimizer=es.FTRL(lr=0.5, l1=0.25, clip_norm=1.0), init=es.Normal(0.5, 3), num_chunks=4
     ),
     es.TableSpec("rowwise", dim=17, optimizer=es.RowwiseAdagrad(lr=0.5, weight_decay=0.25), num_chunks=4),
+    es.TableSpec("picky", dim=2, admission=es.MinCount(2), ttl_s=300_000.0, num_chunks=4),
+    es.TableSpec("small", dim=1, admission=es.Probability(0.5, seed=2), rows_max=4, num_chunks=2),
 ]
+LIMITS: list[dict[str, Any]] = [{}, {"ttl_s": 100_000.0}, {"rows_max": 9}, {"bytes_max": 700, "ttl_s": 900_000.0}]
+FIRST = [spec for spec in SPECS if spec.name in ("adagrad", "adam", "picky")]
 STREAMS = ["a", "b"]
 
 ids = st.lists(st.sampled_from(IDS), max_size=6)
@@ -43,8 +48,8 @@ class Stores(RuleBasedStateMachine):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
         self.lives = 0
-        self.model = ModelStore(SPECS[:2], clock_ms=lambda: NOW_MS)
-        self.store = self.open(SPECS[:2])
+        self.model = ModelStore(FIRST, clock_ms=lambda: NOW_MS)
+        self.store = self.open(FIRST)
 
     @property
     def path(self) -> Path:
@@ -68,7 +73,11 @@ class Stores(RuleBasedStateMachine):
         return np.random.default_rng(seed).normal(size=(len(keys), dim)).round(2).astype(np.float32)
 
     def pushes(self, keys: dict[str, list[int]], seed: int) -> dict[str, Any]:
-        return {name: (np.array(k, np.uint64), self.grads(name, k, seed)) for name, k in keys.items()}
+        counts = np.random.default_rng(seed).integers(0, 3, 6)
+        return {
+            name: es.TablePush(np.array(k, np.uint64), self.grads(name, k, seed), counts=counts[: len(k)])
+            for name, k in keys.items()
+        }
 
     @initialize()
     def open_first(self) -> None:
@@ -134,17 +143,18 @@ class Stores(RuleBasedStateMachine):
     def create(self, spec: es.TableSpec) -> None:
         self.both(lambda store: store.create_table(spec))
 
-    @rule(spec=st.sampled_from(SPECS), lr=st.sampled_from([0.5, 1.0]))
-    def alter(self, spec: es.TableSpec, lr: float) -> None:
-        changed = es.TableSpec(
-            spec.name,
-            dim=spec.dim,
-            optimizer=type(spec.optimizer)(**{**vars(spec.optimizer), "lr": lr}),
-            init=spec.init,
-            on_miss=spec.on_miss,
-            num_chunks=spec.num_chunks,
-        )
+    @rule(spec=st.sampled_from(SPECS), lr=st.sampled_from([0.5, 1.0]), limits=st.sampled_from(LIMITS))
+    def alter(self, spec: es.TableSpec, lr: float, limits: dict[str, Any]) -> None:
+        changed = replace(spec.lasting(), optimizer=replace(spec.optimizer, lr=lr), **limits)
         self.both(lambda store: store.alter_table(changed))
+
+    @rule(name=st.one_of(st.none(), tables), dry_run=st.booleans())
+    def sweep(self, name: str | None, dry_run: bool) -> None:
+        def expired(store: Any) -> dict[str, tuple[int, bool]]:
+            swept = store.sweep(name, dry_run=dry_run)
+            return {table: (result.rows_expired, result.complete) for table, result in swept.items()}
+
+        self.both(expired)
 
     @rule(name=tables)
     def drop(self, name: str) -> None:

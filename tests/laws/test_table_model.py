@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from model_table import ModelDelta, ModelTable, chunk_of
 
 from embedstore.errors import DeltaGapError, EmbedstoreError
 from embedstore.interface import Origin
-from embedstore.spec import Initializer, OnMiss, Optimizer, TableSpec
+from embedstore.spec import Admission, Initializer, MinCount, OnMiss, Optimizer, Probability, TableSpec
 from embedstore.table import Table
 
 DIM = 3
@@ -24,6 +26,16 @@ TOMBSTONES_MAX = 8
 POOL = [0, 1, 2**64 - 1, 2**63, *range(1000, 1036)]
 STREAMS = ("a", "b")
 
+SWEEP_ALL = 1 << 20
+
+admissions = st.sampled_from([None, None, MinCount(1), MinCount(2), MinCount(5), Probability(0.4, seed=3)])
+limits = st.fixed_dictionaries(
+    {
+        "ttl_s": st.sampled_from([None, None, 0.5, 100.0, 900.0]),
+        "rows_max": st.sampled_from([None, None, 5 * CHUNKS, 2 * CHUNKS + 1]),
+        "bytes_max": st.sampled_from([None, None, 1000 * CHUNKS, 300 * CHUNKS]),
+    }
+)
 key_lists = st.lists(st.sampled_from(POOL), max_size=24)
 times = st.one_of(st.none(), st.integers(0, 2_000_000))
 seeds = st.integers(0, 2**32 - 1)
@@ -33,9 +45,24 @@ NOW_MS = 1_000_000
 class TableMachine(RuleBasedStateMachine):
     """One leader, a standby that follows it, and a serving follower that follows the standby."""
 
-    @initialize(optimizer=optimizers, init=initializers, on_miss=st.sampled_from(["zeros", "init"]))
-    def make(self, optimizer: Optimizer, init: Initializer, on_miss: OnMiss) -> None:
-        self.spec = TableSpec("t", DIM, optimizer=optimizer, init=init, on_miss=on_miss, num_chunks=CHUNKS)
+    @initialize(
+        optimizer=optimizers,
+        init=initializers,
+        on_miss=st.sampled_from(["zeros", "init"]),
+        admission=admissions,
+        limits=limits,
+    )
+    def make(
+        self,
+        optimizer: Optimizer,
+        init: Initializer,
+        on_miss: OnMiss,
+        admission: Admission | None,
+        limits: dict[str, Any],
+    ) -> None:
+        self.spec = TableSpec(
+            "t", DIM, optimizer=optimizer, init=init, on_miss=on_miss, admission=admission, num_chunks=CHUNKS, **limits
+        )
         self.next_incarnation = 1
         self.leader, self.model = self.new_table(), ModelTable(self.spec, self.last_incarnations)
         self.standby, self.standby_model = self.new_table(), ModelTable(self.spec, self.last_incarnations)
@@ -58,27 +85,41 @@ class TableMachine(RuleBasedStateMachine):
 
     # --- the leader's operations
 
-    @rule(keys=key_lists, seed=seeds, time=times, each=st.booleans(), lr=st.sampled_from([None, 0.0, 0.25]))
-    def push(self, keys: list[int], seed: int, time: int | None, each: bool, lr: float | None) -> None:
-        self.push_with(keys, seed, time, each, lr, ())
+    @rule(
+        keys=key_lists,
+        seed=seeds,
+        time=times,
+        each=st.booleans(),
+        lr=st.sampled_from([None, 0.0, 0.25]),
+        counted=st.booleans(),
+    )
+    def push(self, keys: list[int], seed: int, time: int | None, each: bool, lr: float | None, counted: bool) -> None:
+        self.push_with(keys, seed, time, each, lr, (), counted=counted)
 
     def push_with(
-        self, keys: list[int], seed: int, time: int | None, each: bool, lr: float | None, origins: Sequence[Origin]
+        self,
+        keys: list[int],
+        seed: int,
+        time: int | None,
+        each: bool,
+        lr: float | None,
+        origins: Sequence[Origin],
+        *,
+        counted: bool = False,
     ) -> None:
         rng = np.random.default_rng(seed)
         grads = rng.normal(size=(len(keys), DIM)).astype(np.float32)
         array = rng.integers(0, 2_000_000, len(keys)) if each and time is not None else None
         given = array if array is not None else time
         times_ms = None if time is None else [int(t) for t in (array if array is not None else [time] * len(keys))]
-        expected = attempt(
-            lambda: self.model.push(keys, grads, now_ms=NOW_MS, times_ms=times_ms, lr=lr, origins=origins)
-        )
-        actual = attempt(
-            lambda: self.leader.push(
-                np.array(keys, np.uint64), grads, now_ms=NOW_MS, event_times_ms=given, lr=lr, origins=origins
-            )
-        )
+        counts = rng.choice([0, 1, 1, 2, 2**32 - 1], len(keys)).astype(np.uint32) if counted else None
+        plain = None if counts is None else counts.tolist()
+        ids = np.array(keys, np.uint64)
+        options: dict[str, Any] = {"now_ms": NOW_MS, "lr": lr, "origins": origins}
+        expected = attempt(lambda: self.model.push(keys, grads, times_ms=times_ms, counts=plain, **options))
+        actual = attempt(lambda: self.leader.push(ids, grads, event_times_ms=given, counts=counts, **options))
         assert expected == actual
+        self.note_overflow()
 
     @rule(
         keys=key_lists,
@@ -105,10 +146,28 @@ class TableMachine(RuleBasedStateMachine):
         rows = np.random.default_rng(seed).normal(size=(len(keys), DIM)).astype(np.float32)
         self.model.assign(keys, rows, now_ms=NOW_MS, time_ms=time)
         self.leader.assign(np.array(keys, np.uint64), rows, now_ms=NOW_MS, event_time_ms=time)
+        self.note_overflow()
 
     @rule(keys=key_lists)
     def delete(self, keys: list[int]) -> None:
         assert self.leader.delete(np.array(keys, np.uint64)) == self.model.delete(keys)
+        self.note_overflow()
+
+    @rule(dry_run=st.booleans())
+    def sweep(self, dry_run: bool) -> None:
+        result = self.leader.sweep(SWEEP_ALL, dry_run=dry_run)
+        assert (result.rows_expired, result.complete) == (self.model.sweep(dry_run=dry_run), True)
+        self.note_overflow()
+
+    @rule(limits=limits, lr=st.sampled_from([0.5, 0.25]))
+    def alter(self, limits: dict[str, Any], lr: float) -> None:
+        self.spec = replace(self.spec, optimizer=replace(self.spec.optimizer, lr=lr), **limits)
+        for table in (self.leader, self.standby, self.serving):
+            table.alter(self.spec)
+        for model in (self.model, self.standby_model, self.serving_model):
+            model.alter(self.spec)
+
+    def note_overflow(self) -> None:
         for number, chunk in enumerate(self.model.chunks):
             self.overflowed["leader"][number] |= len(chunk.tombstones) > TOMBSTONES_MAX
 
@@ -148,12 +207,18 @@ class TableMachine(RuleBasedStateMachine):
     def check_delta(self, data: bytes, snapshot: ModelDelta, cursor: tuple[int, int], *, overflowed: bool) -> None:
         read, state = read_delta(data), snapshot.state
         changed = {key: row for key, row in state.rows.items() if row.version > read.from_version}
-        gone = {key: version for key, version in state.tombstones.items() if version > read.from_version}
+        gone = {key: tombstone for key, tombstone in state.tombstones.items() if tombstone[0] > read.from_version}
         assert dict(zip(read.ids.tolist(), read.versions.tolist(), strict=True)) == {
             key: row.version for key, row in changed.items()
         }
-        tombstones = dict(zip(read.tombstone_ids.tolist(), read.tombstone_versions.tolist(), strict=True))
+        columns = (read.tombstone_ids, read.tombstone_versions, read.tombstone_reasons)
+        tombstones = {
+            key: (version, reason) for key, version, reason in zip(*(c.tolist() for c in columns), strict=True)
+        }
         assert tombstones == (gone if read.from_version else {})
+        if not read.embeddings_only:
+            counted = dict(entry for block in read.sketch_blocks.values() for entry in block.values())
+            assert counted == state.sketch if not read.from_version else counted.items() <= state.sketch.items()
         assert (read.watermarks, read.clock_ms, read.to_version) == (state.watermarks, state.clock_ms, state.version)
         known = (cursor[0] == state.incarnation and cursor[1] <= state.version) or (
             cursor[0] == state.parent[0] and cursor[1] <= state.parent[1]
@@ -201,13 +266,16 @@ class TableMachine(RuleBasedStateMachine):
             (self.serving, self.serving_model),
         ):
             assert_same(table, model)
+        stats = self.leader.stats()
+        for name in ("dropped_rows", "expired_rows", "evicted_rows"):
+            assert getattr(stats, name) == self.model.counters[name], name
 
     def teardown(self) -> None:
         if not hasattr(self, "leader"):
             return
         for number in range(CHUNKS):
             ids, rows = self.leader.scan_chunk(number)
-            expected = self.model.chunks[number].rows
+            expected = self.model.living(self.model.chunks[number])
             assert sorted(ids.tolist()) == sorted(expected)
             for key, embedding in zip(ids.tolist(), rows.embeddings, strict=True):
                 np.testing.assert_array_equal(embedding, expected[key].embedding)

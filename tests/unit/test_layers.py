@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     {"_native", "deltas", "dense", "errors", "ids", "interface", "protowire", "row_formats", "rules", "spec", "v1"},
-    {"table"},
+    {"table", "table_arguments"},
     {"checkpoint", "manifest", "records", "segments"},
     {"origins", "store", "table_set", "writing"},
     {"messages", "placement", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
