@@ -7,13 +7,14 @@ value out of range raises :class:`InvalidArgumentError` naming the field.
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from embedstore import Adagrad, TableSpec, Uniform
+from embedstore import Adagrad, MinCount, TableSpec, Uniform
 from embedstore.errors import InvalidArgumentError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,7 +55,11 @@ class TrainSettings(_Section):
 
 
 class TableSettings(_Section):
-    """The three tables, which are made when the store does not have them."""
+    """The three tables, which are made when the store does not have them.
+
+    ``item_min_count``: an item gets a row with its so-many-th event; ``item_ttl_days``: and loses it after so long
+    without one; ``item_rows_max``: and there are never more. None: no limit.
+    """
 
     items: str = "items"
     actions: str = "actions"
@@ -62,6 +67,9 @@ class TableSettings(_Section):
     lr: Positive = 0.1
     init_scale: Positive = 0.1
     num_chunks: Annotated[int, Field(ge=1)] = 256
+    item_min_count: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
+    item_ttl_days: Positive | None = None
+    item_rows_max: Annotated[int, Field(ge=1)] | None = None
 
 
 class RunSettings(_Section):
@@ -104,17 +112,27 @@ class Settings(BaseSettings):
 
     def table_specs(self) -> tuple[TableSpec, ...]:
         """The tables of items, actions and surfaces."""
-        return tuple(
+        tables = self.tables
+        items, *others = (
             TableSpec(
                 name,
                 dim=self.model.dim,
-                optimizer=Adagrad(lr=self.tables.lr),
-                init=Uniform(self.tables.init_scale, seed=self.train.seed + place),
+                optimizer=Adagrad(lr=tables.lr),
+                init=Uniform(tables.init_scale, seed=self.train.seed + place),
                 on_miss="init",
-                num_chunks=self.tables.num_chunks,
+                num_chunks=tables.num_chunks,
             )
-            for place, name in enumerate((self.tables.items, self.tables.actions, self.tables.surfaces))
+            for place, name in enumerate((tables.items, tables.actions, tables.surfaces))
         )
+        # Even a count of 1 matters: negatives are pushed with a count of 0, and must not bring back what has gone.
+        limits = tables.item_min_count > 1 or tables.item_ttl_days or tables.item_rows_max
+        limited = replace(
+            items,
+            admission=MinCount(tables.item_min_count) if limits else None,
+            ttl_s=None if tables.item_ttl_days is None else tables.item_ttl_days * 86_400,
+            rows_max=tables.item_rows_max,
+        )
+        return limited, *others
 
 
 def load_settings(path: Path | None = None, **overrides: Any) -> Settings:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from embedstore import MinCount
 from embedstore.errors import InvalidArgumentError
 from trainer.config import load_settings
 
@@ -20,6 +21,18 @@ def test_the_file_goes_over_the_defaults_and_the_environment_over_the_file(
     assert (settings.model.dim, settings.model.length, settings.train.batch_events) == (32, 6, 64)
     assert [spec.dim for spec in settings.table_specs()] == [32, 32, 32]
     assert {spec.on_miss for spec in settings.table_specs()} == {"init"}
+
+
+def test_limits_are_for_items_alone_and_need_not_be(tmp_path: Path) -> None:
+    for spec in load_settings().table_specs():
+        assert (spec.admission, spec.ttl_s, spec.rows_max) == (None, None, None)
+    path = tmp_path / "c.toml"
+    path.write_text("[tables]\nitem_min_count = 3\nitem_ttl_days = 2\nitem_rows_max = 1000\n")
+    items, *others = load_settings(path).table_specs()
+    assert (items.admission, items.ttl_s, items.rows_max) == (MinCount(3), 172_800, 1000)
+    assert all((spec.admission, spec.ttl_s, spec.rows_max) == (None, None, None) for spec in others)
+    path.write_text("[tables]\nitem_ttl_days = 2\n")
+    assert load_settings(path).table_specs()[0].admission == MinCount(1), "or negatives bring old rows back"
 
 
 @pytest.mark.parametrize(
