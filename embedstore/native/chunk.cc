@@ -45,7 +45,43 @@ uint64_t count_of(const PushArgs& args, uint32_t first) noexcept {
   return count;
 }
 
+// Which items have no row yet.
+const bool* mark_missing(const Items& items, const uint32_t* rows, WriteScratch& scratch) {
+  bool* fresh = scratch.fresh.sized(items.count);
+  std::transform(rows, rows + items.count, fresh, [](uint32_t row) { return row == kNoRow; });
+  return fresh;
+}
+
 }  // namespace
+
+void RowsAhead::fetch_block() noexcept {
+  const std::byte* values[kBlock];
+  const RowHeader* headers[kBlock];
+  const void* versions[kBlock];
+  size_t num_values = 0;
+  size_t num_rows = 0;
+  for (size_t k = 0; k < kBlock; ++k) {
+    while (part_ != end_ && at_ == part_->items.count) {
+      ++part_;
+      at_ = 0;
+    }
+    if (part_ == end_) break;
+    if (values_.floats != nullptr)
+      values[num_values++] = reinterpret_cast<const std::byte*>(values_.floats) +
+                             values_.occurrences[part_->items.sources[at_]] * values_.num_bytes;
+    ++at_;
+    if (const uint32_t row = *rows_++; row < kRowUnset) {
+      headers[num_rows] = &part_->rows->header(row);
+      versions[num_rows++] = part_->rows->version_line(row);
+    }
+  }
+  for (size_t k = 0; k < num_values; ++k) prefetch_line(values[k]);
+  for (size_t k = 0; k < num_rows; ++k) prefetch_line<1>(versions[k]);
+  for (size_t k = 0; k < num_rows; ++k) prefetch_line<1>(headers[k]);
+  for (size_t k = 0; k < num_rows; ++k) Rows::prefetch<1>(headers[k], row_bytes_);
+  for (size_t k = 0; k < num_values; ++k)
+    for (size_t offset = 64; offset < values_.num_bytes; offset += 64) prefetch_line(values[k] + offset);
+}
 
 void Chunk::Contents::swap(Contents& other) noexcept {
   rows.swap(other.rows);
@@ -157,6 +193,7 @@ void Chunk::push(const Items& items, uint32_t* rows, const PushArgs& args, RowsA
     contents_.sketch.reserve(items.count - applied);
   }
   reserve_removals(removed, static_cast<size_t>(std::count(rows, rows + items.count, kNoRow)), scratch);
+  const bool* fresh = mark_missing(items, rows, scratch);
   changes.inserted += insert_missing(items, rows);
 
   Rows& store = contents_.rows;
@@ -171,8 +208,8 @@ void Chunk::push(const Items& items, uint32_t* rows, const PushArgs& args, RowsA
     const uint32_t row = rows[i];
     if (row == RowsAhead::kRowUnset) continue;
     RowHeader& header = store.header(row);
-    const bool expired = store.in_use(row) && header.last_seen_s < alive_since;
-    if (expired || !store.in_use(row)) {
+    const bool expired = !fresh[i] && header.last_seen_s < alive_since;
+    if (expired || fresh[i]) {
       begin_row(items.ids[i], row, seen.earliest_ms);
       config_.init.fill(items.ids[i], store.embedding(row), dim);
       changes.expired += expired;
@@ -193,6 +230,7 @@ void Chunk::assign(const Items& items, uint32_t* rows, const AssignArgs& args, R
                    Changes& changes) {
   const uint32_t dim = config_.dim;
   reserve_removals(0, static_cast<size_t>(std::count(rows, rows + items.count, kNoRow)), scratch);
+  const bool* fresh = mark_missing(items, rows, scratch);
   changes.inserted += insert_missing(items, rows);
 
   Rows& store = contents_.rows;
@@ -206,8 +244,8 @@ void Chunk::assign(const Items& items, uint32_t* rows, const AssignArgs& args, R
     const uint32_t occurrence = args.last[items.sources[i]];
     const int64_t seen_ms = args.times.at(occurrence, before_ms);
     advance_clock(seen_ms);
-    const bool expired = store.in_use(row) && store.header(row).last_seen_s < alive_since;
-    if (expired || !store.in_use(row)) {
+    const bool expired = !fresh[i] && store.header(row).last_seen_s < alive_since;
+    if (expired || fresh[i]) {
       begin_row(items.ids[i], row, seen_ms);
       changes.expired += expired;
       changes.inserted += expired;

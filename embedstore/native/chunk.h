@@ -102,37 +102,38 @@ struct Values {
   size_t num_bytes = 0;
 };
 
-// Fetches the rows of a window of parts and the values that go to them, some steps ahead of the loop that uses them.
+// Fetches the rows of a window of parts and the values that go to them, ahead of the loop that uses them.
+//
+// A prefetch of a page that the processor has not at hand holds up what follows until the page is found. So the first
+// lines of a block of items are asked for right after each other: their pages are looked for side by side.
 class RowsAhead {
  public:
   // Row numbers from here on mean that there is none.
   static constexpr uint32_t kRowUnset = 0xFFFFFFFE;
 
   RowsAhead(std::span<const Part> parts, const uint32_t* rows, size_t row_bytes, const Values& values) noexcept
-      : part_(parts.data()), end_(parts.data() + parts.size()), rows_(rows), row_bytes_(row_bytes), values_(values) {}
+      : part_(parts.data()), end_(parts.data() + parts.size()), rows_(rows), row_bytes_(row_bytes), values_(values) {
+    fetch_block();
+    fetch_block();
+  }
 
+  // To be called for each item in turn.
   void step() noexcept {
-    while (part_ != end_ && at_ == part_->items.count) {
-      ++part_;
-      at_ = 0;
-    }
-    if (part_ == end_) return;
-    if (values_.floats != nullptr) {
-      const auto* value = reinterpret_cast<const std::byte*>(values_.floats) +
-                          values_.occurrences[part_->items.sources[at_]] * values_.num_bytes;
-      for (size_t offset = 0; offset < values_.num_bytes; offset += 64) prefetch_line(value + offset);
-    }
-    ++at_;
-    if (const uint32_t row = *rows_++; row < kRowUnset) part_->rows->prefetch<1>(row, row_bytes_);
+    if (++used_ % kBlock == 0) fetch_block();
   }
 
  private:
+  static constexpr size_t kBlock = 16;
+
+  void fetch_block() noexcept;
+
   const Part* part_;
   const Part* end_;
   const uint32_t* rows_;
   size_t row_bytes_;
   Values values_;
   size_t at_ = 0;
+  size_t used_ = 0;
 };
 
 // What one write works with; reused from chunk to chunk.
@@ -152,6 +153,7 @@ struct WriteScratch {
 
   Scratch<uint32_t> rows;  // of the window's items
   Scratch<Fate> fates;     // of one part's items
+  Scratch<bool> fresh;     // whether it had none, of one part's items
   Scratch<float> sum;
   std::vector<Candidate> candidates;  // for eviction
 };

@@ -160,9 +160,8 @@ Status Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScr
   contents_.tombstones.reserve(h.num_tombstones);
   uint32_t* rows = scratch.rows.sized(items.count);
   const Part whole[] = {part(items)};
-  look_up<1>(
-      std::span<const Part>(whole), sizeof(RowHeader), [](size_t) {},
-      [rows](const Part&, size_t i, uint32_t row, const RowHeader*) { rows[i] = row; });
+  look_up<1>(std::span<const Part>(whole), sizeof(RowHeader),
+             [rows](const Part&, size_t i, uint32_t row, const RowHeader*) { rows[i] = row; });
   insert_missing(items, rows);
 
   contents_.rows.set_newest(h.to_version);

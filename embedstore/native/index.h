@@ -133,6 +133,9 @@ class Index {
   size_t size() const noexcept { return size_; }
   size_t memory_bytes() const noexcept;
 
+  // The two buckets of a hash, to fetch them ahead.
+  const Bucket* first_bucket(uint64_t hash) const noexcept { return at(place_of(hash)); }
+  const Bucket* partner_bucket(uint64_t hash) const noexcept { return at(partner_of(place_of(hash), tag_of(hash))); }
   void prefetch(uint64_t hash) const noexcept { prefetch_line(at(place_of(hash))); }
   void prefetch_partner(uint64_t hash) const noexcept { prefetch_line(at(partner_of(place_of(hash), tag_of(hash)))); }
 

@@ -2,7 +2,9 @@
 //
 // Memory latency is what a look-up costs, so the work is software-pipelined: while the rows of one block of ids are
 // used, those of the next two are on their way, and the buckets of the one after them. Blocks run on from one chunk to
-// the next, so that a chunk with few ids does not drain the pipeline.
+// the next, so that a chunk with few ids does not drain the pipeline. The first lines that a block needs are asked for
+// right after each other: a prefetch holds up what follows until its page is found, and pages are looked for side by
+// side only if nothing else stands between the requests.
 //
 // Whoever looks up holds the locks of all chunks involved.
 #pragma once
@@ -19,7 +21,7 @@ namespace embedstore {
 
 class Chunk;
 
-// One chunk's share of a batch; `contents` of the chunk and `items` outlive the look-up.
+// One chunk's share of a batch; what it points to outlives the look-up.
 struct Part {
   Chunk* chunk;
   const Index* index;
@@ -51,11 +53,11 @@ struct LookupPass {
 };
 
 // Calls visit(part, i, row, header) for every item of every part in order, row kNoRow and header null when there is
-// none, with the first `prefetch_bytes` of each row on their way into the cache (for writing when kWrite). hint(i) is
-// called some items ahead of the visit. The items of the parts follow each other in memory; i counts them from the
+// none, with the first `prefetch_bytes` of each row on their way into the cache (for writing when kWrite). The
+// items of the parts follow each other in memory; i counts them from the
 // first part's on.
-template <int kWrite, class Hint, class Visit>
-void look_up(std::span<const Part> parts, size_t prefetch_bytes, Hint hint, Visit visit) {
+template <int kWrite, class Visit>
+void look_up(std::span<const Part> parts, size_t prefetch_bytes, Visit visit) {
   while (!parts.empty() && parts.front().items.count == 0) parts = parts.subspan(1);
   if (parts.empty()) return;
   const uint64_t* hashes = parts.front().items.hashes;
@@ -64,63 +66,68 @@ void look_up(std::span<const Part> parts, size_t prefetch_bytes, Hint hint, Visi
   for (const Part& part : parts) total += part.items.count;
 
   constexpr size_t kRing = 4 * kLookupBlock;
-  struct Found {
-    uint32_t row;
-    const RowHeader* header;
-  } ring[kRing];
+  uint32_t rows[kRing];
+  const RowHeader* headers[kRing];
   const LookupPass start{&parts.front(), parts.front().items.count, total};
   LookupPass enter = start;
   LookupPass probe = start;
   LookupPass partner = start;
   LookupPass use = start;
-  const auto fetch = [prefetch_bytes](const Part& part, uint32_t row) -> Found {
-    const RowHeader* header = &part.rows->header(row);
-    Rows::prefetch<kWrite>(header, prefetch_bytes);
-    return {row, header};
+  const Part* entered = nullptr;
+  const void* lines[kLookupBlock];
+  const auto fetch = [&lines](size_t count) {
+    for (size_t k = 0; k < count; ++k) prefetch_line<kWrite>(lines[k]);
   };
 
-  const Part* entered = nullptr;
   for (size_t begin = 0; begin < total + 3 * kLookupBlock; begin += kLookupBlock) {
+    size_t count = 0;
     enter.block([&](const Part& part, size_t i, size_t end) {
       const Index& index = *part.index;
       if (&part != entered) {
         entered = &part;
         part.rows->prefetch_origins();
       }
-      for (; i < end; ++i) index.prefetch(hashes[i]);
+      for (; i < end; ++i) lines[count++] = index.first_bucket(hashes[i]);
     });
+    fetch(count);
     if (begin < kLookupBlock) continue;
+    count = 0;
     probe.block([&](const Part& part, size_t i, size_t end) {
       const Index& index = *part.index;
       for (; i < end; ++i) {
-        hint(i);
         const uint32_t row = index.candidate(hashes[i]);
-        if (row != kNoRow) [[likely]] {
-          ring[i % kRing] = fetch(part, row);
-        } else {
-          ring[i % kRing] = {kNoRow, nullptr};
-          index.prefetch_partner(hashes[i]);
-        }
+        const RowHeader* header = row == kNoRow ? nullptr : &part.rows->header(row);
+        rows[i % kRing] = row;
+        headers[i % kRing] = header;
+        lines[count++] = header == nullptr ? index.partner_bucket(hashes[i]) : static_cast<const void*>(header);
       }
     });
+    fetch(count);
     if (begin < 2 * kLookupBlock) continue;
+    const size_t first = partner.at;
     partner.block([&](const Part& part, size_t i, size_t end) {
       for (; i < end; ++i) {
-        if (ring[i % kRing].row != kNoRow) continue;
+        if (rows[i % kRing] != kNoRow) continue;
         const uint32_t row = part.index->candidate_in_partner(hashes[i]);
-        if (row != kNoRow) ring[i % kRing] = fetch(part, row);
+        if (row == kNoRow) continue;
+        rows[i % kRing] = row;
+        headers[i % kRing] = &part.rows->header(row);
       }
     });
+    for (size_t i = first; i < partner.at; ++i)
+      if (const RowHeader* header = headers[i % kRing]; header != nullptr)
+        Rows::prefetch<kWrite>(header, prefetch_bytes);
     if (begin < 3 * kLookupBlock) continue;
     use.block([&](const Part& part, size_t i, size_t end) {
       for (; i < end; ++i) {
-        Found found = ring[i % kRing];
-        if (found.row == kNoRow || found.header->id() != ids[i]) [[unlikely]] {
+        uint32_t row = rows[i % kRing];
+        const RowHeader* header = headers[i % kRing];
+        if (header == nullptr || header->id() != ids[i]) [[unlikely]] {
           const auto same = [&](uint32_t r) { return part.rows->header(r).id() == ids[i]; };
-          found.row = found.row == kNoRow ? part.index->find_in_stash(hashes[i]) : part.index->find(hashes[i], same);
-          found.header = found.row == kNoRow ? nullptr : &part.rows->header(found.row);
+          row = header == nullptr ? part.index->find_in_stash(hashes[i]) : part.index->find(hashes[i], same);
+          header = row == kNoRow ? nullptr : &part.rows->header(row);
         }
-        visit(part, i, found.row, found.header);
+        visit(part, i, row, header);
       }
     });
   }

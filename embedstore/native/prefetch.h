@@ -1,4 +1,5 @@
-// Asking for a cache line ahead of its use. Callable on any address, from any thread.
+// Asking for a cache line ahead of its use: into the second-level cache, where more requests can be under way at once
+// than into the first. Callable on any address, from any thread.
 #pragma once
 
 namespace embedstore {
@@ -7,7 +8,7 @@ namespace embedstore {
 // inlined by then; the empty statement keeps them.
 template <int kWrite = 0>
 inline void prefetch_line(const void* address) noexcept {
-  __builtin_prefetch(address, kWrite);
+  __builtin_prefetch(address, kWrite, 2);
   asm volatile("");
 }
 

@@ -23,6 +23,8 @@ class RowVersions {
   // Gives back what only rows from `end` on need; none of them may be in use.
   void trim(size_t end) noexcept;
 
+  // What get() and set() of a row touch, to fetch it ahead.
+  const void* line(uint32_t row) const noexcept { return &distance(row); }
   bool in_use(uint32_t row) const noexcept { return distance(row) != 0; }
   uint64_t get(uint32_t row) const noexcept { return base_ + distance(row); }
   // `version` is at most the last one given to set_newest().

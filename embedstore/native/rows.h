@@ -131,6 +131,8 @@ class Rows final : public RowHashes {
     for (size_t slab = 0; slab < origins_.size(); slab += kPerLine) prefetch_line(&origins_[slab]);
   }
 
+  const void* version_line(uint32_t row) const noexcept { return versions_.line(row); }
+
   bool in_use(uint32_t row) const noexcept { return versions_.in_use(row); }
   uint64_t version(uint32_t row) const noexcept { return versions_.get(row); }
   // `version` is at most the last one given to set_newest().

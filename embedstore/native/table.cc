@@ -102,12 +102,7 @@ void Table::read_window(std::span<const Part> parts, const PullTarget& target, f
   const bool meta = target.found != nullptr || target.updates != nullptr;
   const Part* current = nullptr;
   uint32_t alive_since = 0;
-  const auto hint = [&](size_t i) {
-    if (out == nullptr) return;
-    const uint8_t* at = out + sources[i] * row_width;
-    for (const uint8_t* end = at + row_width; at < end; at += 64) prefetch_line<1>(at);
-  };
-  look_up<0>(parts, row_bytes, hint, [&](const Part& part, size_t i, uint32_t, const RowHeader* header) {
+  look_up<0>(parts, row_bytes, [&](const Part& part, size_t i, uint32_t, const RowHeader* header) {
     if (&part != current) [[unlikely]] {
       current = &part;
       alive_since = part.chunk->alive_since_s();

@@ -115,11 +115,9 @@ class Table::WriteWindow {
   void run(size_t row_bytes, const Values& values, WriteScratch& scratch, Change& change) {
     uint32_t* rows = scratch.rows.sized(num_items_);
     size_t at = 0;
-    look_up<1>(
-        std::span<const Part>(parts_), sizeof(RowHeader), [](size_t) {},
-        [&](const Part&, size_t, uint32_t row, const RowHeader*) { rows[at++] = row; });
+    look_up<1>(std::span<const Part>(parts_), sizeof(RowHeader),
+               [&](const Part&, size_t, uint32_t row, const RowHeader*) { rows[at++] = row; });
     RowsAhead ahead(parts_, rows, row_bytes, values);
-    for (size_t i = 0; i < kRowsAhead; ++i) ahead.step();
     for (size_t i = 0; i < parts_.size(); ++i) {
       if (parts_[i].items.count != 0) change(*members_[i].chunk, parts_[i].items, rows, ahead);
       if (members_[i].after != nullptr) members_[i].chunk->watermarks = std::move(members_[i].after);
@@ -135,7 +133,6 @@ class Table::WriteWindow {
 
  private:
   static constexpr size_t kChunksMax = 64;
-  static constexpr size_t kRowsAhead = 6;
 
   struct Member {
     std::unique_lock<std::shared_mutex> lock;
