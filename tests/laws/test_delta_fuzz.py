@@ -16,10 +16,10 @@ from delta_reader import HEADER, read_delta
 from hypothesis import example, given, settings
 
 from embedstore.errors import CorruptDeltaError, DeltaGapError, WrongShardError
-from embedstore.spec import Adagrad, TableSpec
+from embedstore.spec import Adagrad, MinCount, TableSpec
 from embedstore.table import Table
 
-SPEC = TableSpec("t", 3, optimizer=Adagrad(0.1), num_chunks=2)
+SPEC = TableSpec("t", 3, optimizer=Adagrad(0.1), num_chunks=2, admission=MinCount(3, memory_bytes=4096))
 REFUSALS = (CorruptDeltaError, DeltaGapError, WrongShardError)
 HOSTILE = [
     0,
@@ -50,10 +50,12 @@ def history() -> tuple[list[bytes], list[bytes]]:
     table = Table(SPEC)
     rng = np.random.default_rng(4)
     table.open_stream("file/abc/0", 5)
-    table.push(np.arange(40), rng.normal(size=(40, 3)), now_ms=10**6, event_times_ms=10**6)
+    table.push(np.arange(40), rng.normal(size=(40, 3)), now_ms=10**6, counts=np.full(40, 3), event_times_ms=10**6)
+    table.push(np.arange(100, 160), rng.normal(size=(60, 3)), now_ms=10**6)
     base = [table.delta(chunk) for chunk in table.chunks]
     stands = table.chunk_states()
-    table.push(np.arange(20, 60), rng.normal(size=(40, 3)), now_ms=10**7, event_times_ms=10**7)
+    table.push(np.arange(20, 60), rng.normal(size=(40, 3)), now_ms=10**7, counts=np.full(40, 3), event_times_ms=10**7)
+    table.push(np.arange(140, 180), rng.normal(size=(40, 3)), now_ms=10**7)
     table.delete(np.arange(10))
     cursors = list(zip(stands.incarnations.tolist(), stands.versions.tolist(), strict=True))
     sound = [table.delta(chunk, *cursors[chunk]) for chunk in table.chunks]
@@ -64,6 +66,7 @@ def history() -> tuple[list[bytes], list[bytes]]:
 
 
 BASE, SOUND = history()
+assert all(read_delta(delta).sketch_blocks for delta in BASE + SOUND[:2] + SOUND[-2:])
 
 
 def table_at_base(*, embeddings_only: bool = False) -> Table:
