@@ -15,11 +15,14 @@ WORKLOADS = {
     "insert": "new ids into a table that grows from nothing, by assign and by first push; mean and worst batch",
     "growth": "pull and push on all rows, against the same on a million",
     "memory": "what a row takes above its floats: growth of a fresh process, against hash maps",
+    "expiry": "memory left when nine of ten rows have expired, and after twenty rounds of inserting and expiring",
     "delta": "deltas after 1 % of the rows changed, and of unchanged chunks, against a plain scan and copy",
     "remote": "pull, small pulls and push over loopback, against the raw handler and Redis",
     "checkpoint": "a checkpoint of rows that all changed, and a restart, against one flat file of the same bytes",
 }
-GROUPS = {"table": ("pull", "skewed", "packed", "threads", "push", "insert", "growth", "memory", "delta")}
+GROUPS = {
+    "table": ("pull", "skewed", "packed", "threads", "push", "insert", "growth", "memory", "expiry", "delta"),
+}
 """Names that stand for several workloads."""
 
 

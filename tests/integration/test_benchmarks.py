@@ -28,6 +28,7 @@ BUDGETED = {
     "insert",
     "growth",
     "memory",
+    "expiry",
     "delta",
     "remote",
     "checkpoint",
