@@ -42,7 +42,7 @@ from embedstore.table_arguments import (
 )
 
 TOMBSTONES_PER_CHUNK_MAX = 8192
-"""Removals that a chunk remembers; followers further behind get the full chunk."""
+"""Removals that a chunk remembers, but no more than 256 or twice its rows; followers further behind get it whole."""
 
 Reason = Literal["erased", "expired", "evicted"]
 _REASONS = {"erased": 1, "expired": 2, "evicted": 3}

@@ -222,7 +222,7 @@ void Chunk::push(const Items& items, uint32_t* rows, const PushArgs& args, RowsA
   }
   advance_clock(newest_ms);
   changes.pushed += applied;
-  if (removed != 0) contents_.tombstones.settle(config_.tombstones_max);
+  if (removed != 0) settle_removals();
   evict(scratch, changes);
 }
 
@@ -270,7 +270,7 @@ void Chunk::erase(const Items& items, uint32_t* rows, Reason reason, Changes& ch
     changes.erased += contents_.rows.header(rows[i]).last_seen_s >= alive_since;
     remove(items.ids[i], items.hashes[i], rows[i], reason);
   }
-  contents_.tombstones.settle(config_.tombstones_max);
+  settle_removals();
 }
 
 }  // namespace embedstore

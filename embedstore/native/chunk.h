@@ -258,6 +258,12 @@ class Chunk {
   void begin_row(uint64_t id, uint32_t row, int64_t seen_ms) noexcept;
   // Removes a row that is there; room for its tombstone is reserved.
   void remove(uint64_t id, uint64_t hash, uint32_t row, Reason reason) noexcept;
+  // After removals. A chunk remembers no more of them than it is worth: the chunk itself is the shorter answer then.
+  void settle_removals() noexcept {
+    constexpr size_t kAlways = 256;
+    const size_t worth = std::max<size_t>(kAlways, 2 * size_t{contents_.rows.size()});
+    contents_.tombstones.settle(std::min(config_.tombstones_max, worth));
+  }
   // Makes room for what evict() will do once there are `more` rows, beside `removals` others.
   void reserve_removals(size_t removals, size_t more, WriteScratch& scratch);
   void evict(WriteScratch& scratch, Changes& changes) noexcept;

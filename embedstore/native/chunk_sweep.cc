@@ -44,7 +44,7 @@ void Chunk::evict(WriteScratch& scratch, Changes& changes) noexcept {
     remove(candidates[i].id, mix64(candidates[i].id), candidates[i].row, Reason::kEvicted);
   changes.evicted += num_evicted;
   candidates.clear();
-  contents_.tombstones.settle(config_.tombstones_max);
+  settle_removals();
 }
 
 size_t Chunk::sweep(size_t rows_max, uint32_t* row, WriteScratch& scratch, Changes& changes) {
@@ -67,7 +67,7 @@ size_t Chunk::sweep(size_t rows_max, uint32_t* row, WriteScratch& scratch, Chang
     remove(id, mix64(id), r, Reason::kExpired);
   }
   changes.expired += expired.size();
-  contents_.tombstones.settle(config_.tombstones_max);
+  settle_removals();
   evict(scratch, changes);
   return end - begin;
 }

@@ -181,7 +181,7 @@ Status Chunk::continue_with(const DeltaView& delta, const Items& items, WriteScr
     }
     contents_.tombstones.add(removed);
   }
-  contents_.tombstones.settle(config_.tombstones_max);
+  settle_removals();
   if (counts) std::swap(contents_.sketch, sketch);
   incarnation = h.incarnation;
   version = h.to_version;

@@ -5,8 +5,10 @@
 // Any key is allowed. Not synchronised: the owner's lock protects it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,20 @@ class FlatMap {
     for (const Entry& entry : entries_)
       if (entry.value != 0) larger.set(entry.key, entry.value);
     *this = std::move(larger);
+  }
+
+  // Gives memory back when most of it is not needed; keeps it when there is none for the smaller map.
+  void shrink() noexcept {
+    if (entries_.size() <= 64 || size_ * 8 > entries_.size()) return;
+    try {
+      FlatMap smaller;
+      smaller.reserve(std::max<size_t>(size_ * 2, 16));
+      for (const Entry& entry : entries_)
+        if (entry.value != 0) smaller.set(entry.key, entry.value);
+      *this = std::move(smaller);
+    } catch (const std::bad_alloc&) {
+      return;
+    }
   }
 
   // 0 when absent.

@@ -34,6 +34,8 @@ void Tombstones::settle(size_t tombstones_max) noexcept {
   }
   log_.erase(log_.begin(), log_.begin() + static_cast<ptrdiff_t>(dropped));
   if (log_.size() > 2 * current_.size() + 64) std::erase_if(log_, [this](const Entry& entry) { return stale(entry); });
+  current_.shrink();
+  if (log_.capacity() > 4 * log_.size() + 64) log_.shrink_to_fit();
 }
 
 void Tombstones::since(uint64_t version, std::vector<Tombstone>& out) const {

@@ -231,3 +231,24 @@ TEST(optimizer_kernels_agree_in_every_length) {
     }
   }
 }
+
+TEST(removals_never_outweigh_the_chunk_that_remembers_them) {
+  Table table(config_of(kSgd, 1), incarnations(1));
+  std::vector<uint64_t> ids(5000);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = i;
+  CHECK(push(table, ids, 1).ok());
+  std::vector<ChunkState> states;
+  table.states(states);
+  const uint64_t full = table.memory_bytes();
+  uint64_t removed = 0;
+  CHECK(table.erase(ids.data(), ids.size(), Reason::kErased, {}, removed).ok() && removed == ids.size());
+  CHECK(table.counters().tombstones <= 256);
+  // Who stood before the removals gets the chunk as it is now: empty, and without removals.
+  const std::vector<uint8_t> answer = delta(table, 0, {states[0].incarnation, states[0].version});
+  DeltaView view;
+  CHECK(DeltaView::parse(answer.data(), answer.size(), view).ok());
+  CHECK(view.full() && view.header().num_rows == 0);
+  SweepResult swept;
+  while (!swept.complete) CHECK(table.sweep(1 << 20, false, swept).ok());
+  CHECK(table.memory_bytes() < full / 10);
+}
