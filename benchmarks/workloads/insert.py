@@ -89,29 +89,35 @@ def grow(settings: Settings, rows: np.ndarray, write: Write) -> Figures:
     }
 
 
+class _Toucher:
+    """Touches the next pages of fresh memory, as many as the rows of a batch take."""
+
+    def __init__(self, memory: mmap.mmap, row_bytes: int) -> None:
+        self._memory = memory
+        self._row_bytes = row_bytes
+        whole = np.frombuffer(memory, np.uint8)
+        self._begin = -whole.ctypes.data % HUGE_PAGE_BYTES
+
+    def __call__(self, ids: np.ndarray, values: np.ndarray) -> None:
+        end = self._begin + len(ids) * self._row_bytes
+        first = -(-self._begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        np.frombuffer(self._memory, np.uint8)[first : end : mmap.PAGESIZE] = 1
+        self._begin = end
+
+
 def _touch(settings: Settings, row_bytes: int) -> Contender:
     """What the system alone takes for the floats of new rows: first touches of fresh huge pages.
 
     The memory is what the guest has at hand, as for the others.
     """
+    rows = data.some_rows(settings, settings.batch)
 
     def run(number: int) -> Figures:
         touch_memory(settings.rows * row_bytes)
         with mmap.mmap(-1, settings.rows * row_bytes + HUGE_PAGE_BYTES) as memory:
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
-            whole = np.frombuffer(memory, np.uint8)
-            begin = -whole.ctypes.data % HUGE_PAGE_BYTES
-
-            def touch(ids: np.ndarray, values: np.ndarray) -> None:
-                nonlocal begin
-                end = begin + len(ids) * row_bytes
-                whole[-(-begin // mmap.PAGESIZE) * mmap.PAGESIZE : end : mmap.PAGESIZE] = 1
-                begin = end
-
-            figures = grow(settings, data.some_rows(settings, settings.batch), touch)
-            del whole, touch
-        return figures
+            return grow(settings, rows, _Toucher(memory, row_bytes))
 
     return Contender("first touch of the floats' memory", run)
 
