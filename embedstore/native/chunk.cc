@@ -198,7 +198,8 @@ void Chunk::push(const Items& items, uint32_t* rows, const PushArgs& args, RowsA
 
   Rows& store = contents_.rows;
   const uint32_t alive_since = alive_since_s();
-  if (changed || applied != 0) store.set_newest(++version);
+  // A lower capacity may be all there is to a push whose ids are all dropped unseen.
+  if (changed || applied != 0 || store.size() > limits.rows_max) store.set_newest(++version);
   if (selective) drop(items, rows, scratch, changes);
   int64_t newest_ms = clock_ms;
   for (size_t i = 0; i < items.count; ++i) {
@@ -222,8 +223,7 @@ void Chunk::push(const Items& items, uint32_t* rows, const PushArgs& args, RowsA
   }
   advance_clock(newest_ms);
   changes.pushed += applied;
-  if (removed != 0) settle_removals();
-  evict(scratch, changes);
+  if (removed + evict(scratch, changes) != 0) settle_removals();
 }
 
 void Chunk::assign(const Items& items, uint32_t* rows, const AssignArgs& args, RowsAhead& ahead, WriteScratch& scratch,
@@ -255,7 +255,7 @@ void Chunk::assign(const Items& items, uint32_t* rows, const AssignArgs& args, R
     encode(args.rows + size_t{occurrence} * dim, dim, store.packed(row));
     store.set_version(row, version);
   }
-  evict(scratch, changes);
+  if (evict(scratch, changes) != 0) settle_removals();
 }
 
 void Chunk::erase(const Items& items, uint32_t* rows, Reason reason, Changes& changes) {

@@ -1,7 +1,7 @@
 // One chunk of a table: rows, the index over them, tombstones, and where the chunk stands in its history.
 //
 // Locking: `mutex` protects everything else. The const methods need it shared, the others exclusive; none of them
-// locks. Whoever holds a chunk's lock takes no other chunk's.
+// locks. Whoever holds the locks of several chunks took them in ascending order.
 //
 // Invariants
 // - Every row in use is in the index under the hash of its id, and no two rows have the same id.
@@ -18,12 +18,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <shared_mutex>
 #include <vector>
 
 #include "native/admission.h"
 #include "native/batch.h"
 #include "native/delta.h"
+#include "native/fair_mutex.h"
 #include "native/index.h"
 #include "native/initializer.h"
 #include "native/lookup.h"
@@ -187,7 +187,7 @@ class Chunk {
   Chunk(const ChunkConfig& config, const RowLayout& layout, Pools& pools) noexcept
       : config_(config), contents_(layout, pools, config.sketch_bytes_max()) {}
 
-  mutable std::shared_mutex mutex;
+  mutable FairMutex mutex;
 
   // --- where the chunk stands
   uint64_t incarnation = 0;
@@ -266,7 +266,8 @@ class Chunk {
   }
   // Makes room for what evict() will do once there are `more` rows, beside `removals` others.
   void reserve_removals(size_t removals, size_t more, WriteScratch& scratch);
-  void evict(WriteScratch& scratch, Changes& changes) noexcept;
+  // Returns how many; settling comes after the last removal of a write, because it gives reserved room back.
+  uint32_t evict(WriteScratch& scratch, Changes& changes) noexcept;
 
   const ChunkConfig& config_;
   Contents contents_;

@@ -26,10 +26,10 @@ void Chunk::reserve_removals(size_t removals, size_t more, WriteScratch& scratch
   if (removals != 0) contents_.tombstones.reserve(removals);
 }
 
-void Chunk::evict(WriteScratch& scratch, Changes& changes) noexcept {
+uint32_t Chunk::evict(WriteScratch& scratch, Changes& changes) noexcept {
   const Rows& rows = contents_.rows;
   auto& candidates = scratch.candidates;
-  if (rows.size() <= limits.rows_max) return;
+  if (rows.size() <= limits.rows_max) return 0;
   for (uint32_t row = 0; row < rows.end(); ++row) {
     if (!rows.in_use(row)) continue;
     const RowHeader& header = rows.header(row);
@@ -44,7 +44,7 @@ void Chunk::evict(WriteScratch& scratch, Changes& changes) noexcept {
     remove(candidates[i].id, mix64(candidates[i].id), candidates[i].row, Reason::kEvicted);
   changes.evicted += num_evicted;
   candidates.clear();
-  settle_removals();
+  return num_evicted;
 }
 
 size_t Chunk::sweep(size_t rows_max, uint32_t* row, WriteScratch& scratch, Changes& changes) {
@@ -67,8 +67,8 @@ size_t Chunk::sweep(size_t rows_max, uint32_t* row, WriteScratch& scratch, Chang
     remove(id, mix64(id), r, Reason::kExpired);
   }
   changes.expired += expired.size();
-  settle_removals();
   evict(scratch, changes);
+  settle_removals();
   return end - begin;
 }
 

@@ -127,7 +127,7 @@ void Table::read_window(std::span<const Part> parts, const PullTarget& target, f
 Status Table::read(const uint64_t* ids, size_t count, const PullTarget& target, uint64_t& missed) const {
   thread_local Partition partition;
   thread_local std::vector<Part> parts;
-  thread_local std::vector<std::shared_lock<std::shared_mutex>> locks;
+  thread_local std::vector<std::shared_lock<FairMutex>> locks;
   partition.build(ids, nullptr, count, chunk_bits_);
   if (Status s = check_owned(partition); !s.ok()) return s;
   Scratch<float> initial;

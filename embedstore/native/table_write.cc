@@ -135,7 +135,7 @@ class Table::WriteWindow {
   static constexpr size_t kChunksMax = 64;
 
   struct Member {
-    std::unique_lock<std::shared_mutex> lock;
+    std::unique_lock<FairMutex> lock;
     Chunk* chunk;
     Watermarks after;
   };
