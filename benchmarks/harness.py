@@ -98,7 +98,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of ours beside one reference. ``ratio`` is ours over the reference; ``budget`` bounds it (DESIGN 13):
+    """One figure of ours beside one reference. ``ratio`` is ours over the reference; ``budget`` bounds it:
     from above where a lower figure is better, from below where a higher one is. ``limit`` bounds our own value from
     above. ``cpu`` and ``reference_cpu`` are CPU times of the thread for the same work, where they were taken.
     ``absent`` says why there is no reference value.

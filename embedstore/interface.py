@@ -112,10 +112,13 @@ class DenseSet:
 class TableStats:
     """Counters of one table since its process started, and its present size.
 
-    ``rows`` and ``memory_bytes`` include expired rows that no sweep has come to yet. ``dropped_rows``: distinct ids of
-    a push that admission kept out, with their gradients. ``expired_rows``, ``evicted_rows``: removed by expiry and by
-    capacity. ``sketch_bytes``: what counting for admission takes, part of ``memory_bytes``; ``sketch_halvings``: how
-    often it was full and halved its counts.
+    ``rows`` and ``memory_bytes`` include expired rows that no sweep has come to yet. ``pulled_rows``, of which
+    ``missed_rows`` had no row: ids as often as a store was asked for them (a remote client asks once for equal ids).
+    ``pushed_rows``: distinct ids of each push whose row took the gradient. ``inserted_rows``: by push or assign.
+    ``tombstones``: removals that are remembered for deltas. ``dropped_rows``: distinct ids of a push that admission
+    kept out, with their gradients. ``expired_rows``, ``evicted_rows``: removed by expiry and by capacity.
+    ``sketch_bytes``: what counting for admission takes, part of ``memory_bytes``; ``sketch_halvings``: how often it was
+    full and halved its counts.
     """
 
     rows: int
@@ -135,8 +138,10 @@ class TableStats:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep of one table did: rows it looked at, rows that expired, rows it moved to empty sparse slabs, bytes
-    that went back to the system. ``complete``: it has come round every chunk."""
+    """What a sweep of one table did: places of rows it looked at (free ones too), rows that expired, rows it moved to
+    empty sparse slabs, bytes that went back to the system. ``complete``: it has come round every chunk.
+
+    Rows above a lowered capacity go too; they are counted in :attr:`TableStats.evicted_rows` only."""
 
     rows_visited: int = 0
     rows_expired: int = 0
@@ -223,8 +228,8 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Store(Reader, Protocol):
-    """Everything that a trainer needs. See DESIGN words: a push without origins is applied, but can be lost with its
-    shard until the next checkpoint; a push with origins is applied exactly once."""
+    """Everything that a trainer needs. A push without origins is applied, but can be lost with its shard until the
+    next checkpoint; a push with origins is applied exactly once."""
 
     def push(
         self,
@@ -272,7 +277,7 @@ class Store(Reader, Protocol):
     ) -> dict[str, SweepResult]:
         """Remove expired rows and give memory back, in ``table`` or in all: by table what was done.
 
-        None: one whole round of every table. ``budget_ms``: stop about then, and go on from there the next time; in a
+        Without ``budget_ms`` one whole round. ``budget_ms``: stop about then, and go on from there the next time; in a
         remote store each shard has it for itself. ``dry_run``: count what would expire, and change nothing.
         """
         ...

@@ -2,7 +2,7 @@
 
 The store, the dense weights and the trainer's own state each know up to where they have taken in a stream, and each
 takes from a batch only what it lacks. So the order inside a step is: whatever can be refused (the push) comes first,
-then everything of this process moves on together. See DESIGN words in ARCHITECTURE.md for holder, watermark and cut.
+then everything of this process moves on together. ARCHITECTURE.md has the words watermark and cut.
 
 One thread runs a trainer; :meth:`Trainer.stop` may be called from anywhere, signal handlers included.
 """

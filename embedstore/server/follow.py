@@ -210,7 +210,7 @@ def follow(
 ) -> FollowerStore:
     """A serving follower inside this process: embeddings and metadata of the leaders' tables, read-only.
 
-    ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard is enough, all of them are found through it.
+    ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard that knows all is enough.
     ``rows``: how to keep them: "fp32" (as None), "fp16", "int8" or "int4"; whatever it is, pulls give float32.
     ``only_tables``: leave out all others. ``sync_interval_ms``: shortest time between two deltas of one chunk.
     Returns before anything has arrived; see :meth:`FollowerStore.wait_synced`.
