@@ -15,11 +15,11 @@ constexpr size_t kFirstRows = 4;
 constexpr uint32_t kAhead = 4;  // rows fetched before they are moved
 
 // Few rows: each slab costs a pointer and, at a lookup, the cache line that holds it. Many: each chunk leaves half a
-// slab unused. Putting the former at 16 bytes, and a chunk at 4096 rows, 16 / rows + rows * row_bytes / 8192 is least
-// where rows^2 * row_bytes is 2^17: 21 rows of 276 bytes, whose slabs take 1.1 bytes a row. But at least a page.
+// slab unused. 61 rows of 276 bytes leave 2 bytes a row in chunks of 4096 rows, and need 5 KB of pointers in chunks of
+// 40,000. But at least a page.
 size_t slab_rows_for(size_t row_bytes) noexcept {
   size_t rows = (kPageBytes + row_bytes - 1) / row_bytes;
-  while ((rows + 1) * (rows + 1) * row_bytes < size_t{1} << 17) ++rows;
+  while ((rows + 1) * (rows + 1) * row_bytes < size_t{1} << 20) ++rows;
   return rows;
 }
 

@@ -125,12 +125,13 @@ class Rows final : public RowHashes {
     prefetch<kWrite>(&header(row), bytes);
   }
 
-  // What at() reads before it can say where a row is.
+  // What at() reads before it can say where a row is, as far as that is less than the rows of a usual batch.
   void prefetch_origins() const noexcept {
     constexpr size_t kPerLine = 64 / sizeof(uintptr_t);
+    constexpr size_t kSlabsMax = 16 * kPerLine;
+    if (origins_.size() > kSlabsMax) return;
     for (size_t slab = 0; slab < origins_.size(); slab += kPerLine) prefetch_line(&origins_[slab]);
   }
-
   const void* version_line(uint32_t row) const noexcept { return versions_.line(row); }
 
   bool in_use(uint32_t row) const noexcept { return versions_.in_use(row); }
