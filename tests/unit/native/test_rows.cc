@@ -75,12 +75,12 @@ TEST(rows_reuse_freed_numbers_before_new_ones) {
 }
 
 TEST(slabs_are_small_and_every_row_is_in_its_slab) {
-  CHECK(RowLayout(64, 0).slab_rows == 21);
+  CHECK(RowLayout(64, 0).slab_rows == 61);
   for (uint32_t dim = 1; dim <= 4096; dim = dim < 70 ? dim + 1 : dim * 5 / 4) {
     for (const uint32_t state : {0u, 1u, dim, 2 * dim}) {
       const RowLayout layout(dim, state);
       CHECK(layout.slab_bytes == layout.slab_rows * layout.row_bytes && layout.slab_bytes >= 4096);
-      CHECK(layout.slab_bytes <= (32 << 10) || layout.slab_rows <= 10);
+      CHECK(layout.slab_bytes <= (64 << 10) || layout.slab_rows <= 20);
       Random random{dim};
       for (uint32_t i = 0; i < 200; ++i) {
         const uint32_t slab = random.below(RowLayout::kRowsMax / layout.slab_rows);
