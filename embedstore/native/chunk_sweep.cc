@@ -59,7 +59,7 @@ size_t Chunk::sweep(size_t rows_max, uint32_t* row, WriteScratch& scratch, Chang
   }
   reserve_removals(expired.size(), 0, scratch);
   *row = end;
-  if (expired.empty() && rows.size() <= limits.rows_max) return end - begin;
+  if ((expired.empty() && rows.size() <= limits.rows_max) || version >= kVersionMax) return end - begin;
 
   rows.set_newest(++version);
   for (const uint32_t r : expired) {

@@ -102,6 +102,8 @@ class Table::WriteWindow {
     if (entry.decision == OriginPlan::Decision::kSkip) return {};
     if (entry.decision != OriginPlan::Decision::kApply)
       return {Code::kGap, "origins", "the chunk's watermarks changed meanwhile"};
+    if (chunk.version >= kVersionMax && items.count != 0)
+      return Status::invalid("table", "has a chunk at the last version that deltas can name");
     member.after = entry.after;
     members_.push_back(std::move(member));
     parts_.push_back(chunk.part(items));

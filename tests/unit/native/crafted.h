@@ -113,7 +113,10 @@ inline Status take(Table& table, const Bytes& bytes) {
 
 inline void meet(Sketch& sketch, Random& random, size_t ids, uint64_t version) {
   sketch.reserve(ids);
-  for (size_t i = 0; i < ids; ++i) sketch.add(random.next(), 1 + static_cast<uint32_t>(random.below(9)), version);
+  for (size_t i = 0; i < ids; ++i) {
+    const auto occurrences = static_cast<uint32_t>(1 + random.below(9));
+    sketch.add(random.next(), occurrences, version);
+  }
 }
 
 // What lies behind the watermarks of a delta is the same, but for the checksum.
