@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedstore.interface import SweepResult
-from embedstore.spec import SGD, TableSpec
+from embedstore.spec import SGD, MinCount, TableSpec
 from embedstore.table import Table
 
 NOW_MS = 10**12
@@ -85,6 +88,32 @@ def test_chunks_that_fell_back_keep_their_own_clock_until_they_are_level() -> No
     round_of(made, 1 << 40)
     assert made.chunk_states().clocks_ms.tolist() == [NOW_MS + 5 * DAY_MS] * 2
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("write", ["sweep", "push", "assign"])
+def test_expiry_and_a_much_lower_capacity_in_one_step(write: str) -> None:
+    """Few rows expire and many are evicted by the same step: there is room for the tombstones of both."""
+    admission = MinCount(2) if write == "push" else None
+    spec = TableSpec("t", dim=1, optimizer=SGD(1.0), ttl_s=86_400.0, num_chunks=1, admission=admission)
+    made = Table(spec)
+    for ids, time_ms in ((np.arange(4), NOW_MS - 2 * DAY_MS), (np.arange(4, 3000), NOW_MS)):
+        made.assign(ids.astype(np.uint64), np.ones((len(ids), 1), np.float32), now_ms=NOW_MS, event_time_ms=time_ms)
+    made.alter(replace(spec, rows_max=8))
+    row = np.ones((1, 1), np.float32)
+    if write == "sweep":
+        made.sweep(1 << 20)
+    elif write == "push":
+        made.push([0], row, now_ms=NOW_MS)
+    else:
+        made.assign([0], row, now_ms=NOW_MS)
+    stats = made.stats()
+    assert stats.rows == 8
+    assert stats.expired_rows + stats.evicted_rows == 2992 + stats.inserted_rows - 3000
+    assert stats.expired_rows == {"sweep": 4, "push": 1, "assign": 1}[write]
+    for cursor in [(0, 0), (made.chunk_states().incarnations[0], 1)]:
+        copy = Table(spec)
+        copy.apply(made.delta(0, int(cursor[0]), cursor[1]))
+        assert len(copy) == 8
 
 
 def _chunk(made: Table, key: int) -> int:
