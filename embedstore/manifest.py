@@ -19,7 +19,8 @@ from rocksdict import DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 from embedstore.errors import CheckpointFailedError, CorruptCheckpointError, StoreLockedError
 from embedstore.v1 import manifest_pb2, store_pb2
 
-FORMAT = 1
+FORMAT = 2
+"""Of the whole directory: it counts up with the format of what the blobs hold, too."""
 STORE_KEY = b"store"
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,11 @@ class Manifest:
         if contents.store is None and entries:
             raise CorruptCheckpointError(str(self._path), "has entries but does not say of which store")
         if contents.store is not None and contents.store.format != FORMAT:
-            raise CorruptCheckpointError(str(self._path), f"format {contents.store.format} is not {FORMAT}")
+            raise CorruptCheckpointError(
+                str(self._path.parent),
+                f"is of format {contents.store.format} and this release reads {FORMAT}; it is left as it was: open it "
+                "with the release that wrote it, or begin in an empty directory and read the streams again",
+            )
         return contents
 
     def _parse(self, message: Any, key: bytes, value: bytes) -> Any:

@@ -30,7 +30,9 @@ from checkpoints import (
 )
 
 import embedstore as es
+from embedstore.manifest import STORE_KEY, Manifest
 from embedstore.store import LocalStore
+from embedstore.v1 import manifest_pb2
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -194,6 +196,29 @@ def test_segments_without_a_manifest_are_not_taken_for_an_empty_store(path: Path
     with pytest.raises(es.CorruptCheckpointError, match="segments"):
         LocalStore(path)
     assert len(segments(path)) == 2
+
+
+def test_a_directory_of_another_format_is_refused_and_left_as_it_was(path: Path) -> None:
+    """What another release wrote must not look like damage, which heals by forgetting: deltas were of format 1 then."""
+    manifest = Manifest(path / "manifest")
+    store = manifest.read().store
+    assert store is not None
+    ours, other = store.SerializeToString(), manifest_pb2.StoreManifest()
+    other.CopyFrom(store)
+    other.format = 1
+    manifest.write({STORE_KEY: other})
+    manifest.close()
+    before = {segment: segment.read_bytes() for segment in segments(path)}
+    for _ in range(2):
+        with pytest.raises(es.CorruptCheckpointError, match=r"is of format 1 .* release that wrote it") as caught:
+            LocalStore(path)
+        assert caught.value.path == str(path)
+    assert {segment: segment.read_bytes() for segment in segments(path)} == before
+    manifest = Manifest(path / "manifest")
+    manifest.write({STORE_KEY: ours})
+    manifest.close()
+    with LocalStore(path) as opened:
+        np.testing.assert_array_equal(counts(opened), expected_counts(200))
 
 
 def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
