@@ -6,7 +6,6 @@ applied by one and refused by another. Pure functions over arrays, usable from a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ import numpy as np
 
 from embedstore import _native
 from embedstore.errors import InvalidArgumentError
-from embedstore.interface import Rows, TablePush, as_ids, as_rows
+from embedstore.interface import Rows, TablePush, as_array, as_ids, as_rows
 from embedstore.placement import split
+from embedstore.rules import is_finite
 from embedstore.spec import TableSpec
 from embedstore.wire import TablePart, TableRows, decode_pull_response, match_rows
 
@@ -145,11 +145,14 @@ def push_part(spec: TableSpec, value: TablePush | tuple[Any, Any], num_shards: i
     name = spec.name
     ids = as_ids(push.ids, f"{name}.ids")
     grads = as_rows(push.grads, len(ids), spec.dim, f"{name}.grads")
-    if num_shards > 1:
-        check_finite(f"{name}.grads", grads)
     counts = _column(f"{name}.counts", push.counts, len(ids), np.uint32, low=0, high=_COUNT_MAX)
     times = _column(f"{name}.event_times_ms", push.event_times_ms, len(ids), np.int64, low=0, high=2**63 - 1)
-    return _folded(TablePart(name, ids, grads, counts, times, _learning_rate(name, push.lr)))
+    part = _folded(TablePart(name, ids, grads, counts, times, _learning_rate(name, push.lr)))
+    if num_shards > 1:
+        check_finite(f"{name}.grads", grads)
+        if part.grads is not grads:
+            check_finite(f"{name}.grads", part.grads, "must be finite when those of equal ids are summed")
+    return part
 
 
 def _pair(name: str, value: Any) -> TablePush:
@@ -163,7 +166,8 @@ def _pair(name: str, value: Any) -> TablePush:
 def _learning_rate(name: str, lr: Any) -> float | None:
     if lr is None:
         return None
-    if isinstance(lr, bool) or not isinstance(lr, int | float | np.number) or not math.isfinite(lr) or lr < 0:
+    number = is_finite(lr) or isinstance(lr, np.floating | np.integer)
+    if not number or not 0 <= lr < float(np.finfo(np.float32).max):
         raise InvalidArgumentError(f"{name}.lr", f"must be a finite number >= 0, not {lr!r}")
     return float(lr)
 
@@ -171,7 +175,7 @@ def _learning_rate(name: str, lr: Any) -> float | None:
 def _column(label: str, values: Any, num_ids: int, dtype: Any, *, low: int, high: int) -> np.ndarray | None:
     if values is None:
         return None
-    array = np.asarray(values)
+    array = as_array(values, label)
     if array.shape != (num_ids,):
         raise InvalidArgumentError(label, f"must have shape {(num_ids,)}, not {array.shape}")
     if num_ids and array.dtype.kind not in "iu":
@@ -181,14 +185,14 @@ def _column(label: str, values: Any, num_ids: int, dtype: Any, *, low: int, high
     return np.ascontiguousarray(array, dtype=dtype)
 
 
-def check_finite(label: str, rows: np.ndarray) -> None:
+def check_finite(label: str, rows: np.ndarray, problem: str = "must be finite, row {} is not") -> None:
     """Raise unless all numbers are finite; the sum of all is looked at first, which is one fast pass."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(rows.sum()):
             return
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise InvalidArgumentError(label, f"must be finite, row {bad[0]} is not")
+        raise InvalidArgumentError(label, problem.format(bad[0]))
 
 
 def _folded(part: TablePart) -> TablePart:
@@ -199,10 +203,9 @@ def _folded(part: TablePart) -> TablePart:
     starts = np.concatenate(([0], np.cumsum(occurrences[:-1], dtype=np.int64)))
     counts = occurrences
     if part.counts is not None:
-        counts = np.add.reduceat(part.counts[order].astype(np.uint64), starts)
-        if int(counts.max()) > _COUNT_MAX:
-            raise InvalidArgumentError(f"{part.table}.counts", f"of equal ids add up to over {_COUNT_MAX}")
-    grads = np.add.reduceat(part.grads[order], starts, axis=0)
+        counts = np.minimum(np.add.reduceat(part.counts[order].astype(np.uint64), starts), _COUNT_MAX)
+    with np.errstate(over="ignore", invalid="ignore"):  # not finite then, which is refused
+        grads = np.add.reduceat(part.grads[order], starts, axis=0)
     folded = TablePart(part.table, unique, grads, np.ascontiguousarray(counts, np.uint32), None, part.lr)
     return folded if part.event_times_ms is None else _with_times(folded, part.event_times_ms[order], starts)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_chec
 import numpy as np
 
 from embedstore.errors import InvalidArgumentError
+from embedstore.rules import is_finite
 
 if TYPE_CHECKING:
     from embedstore.spec import TableSpec
@@ -297,8 +298,7 @@ def check_position(label: str, position: int) -> None:
 
 def check_sweep(budget_ms: Any, dry_run: Any) -> None:
     """Raise :class:`InvalidArgumentError` unless these can be a sweep's."""
-    number = isinstance(budget_ms, int | float) and not isinstance(budget_ms, bool)
-    if budget_ms is not None and not (number and 0 < budget_ms < float("inf")):
+    if budget_ms is not None and not (is_finite(budget_ms) and budget_ms > 0):
         raise InvalidArgumentError("budget_ms", f"must be a positive number, or None, not {budget_ms!r}")
     if not isinstance(dry_run, bool):
         raise InvalidArgumentError("dry_run", f"must be True or False, not {dry_run!r}")
@@ -306,7 +306,7 @@ def check_sweep(budget_ms: Any, dry_run: Any) -> None:
 
 def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:
     """``ids`` as a contiguous uint64 [n] array; no copy when it is one (int64 is reinterpreted)."""
-    array = _as_array(ids, label)
+    array = as_array(ids, label)
     if array.size == 0 and array.dtype.kind == "f" and not isinstance(ids, np.ndarray):
         array = array.astype(np.uint64)
     if array.ndim != 1:
@@ -320,7 +320,8 @@ def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.uint64)
 
 
-def _as_array(values: Any, label: str) -> np.ndarray:
+def as_array(values: Any, label: str) -> np.ndarray:
+    """``values`` as an array of whatever numpy makes of them, or :class:`InvalidArgumentError` naming ``label``."""
     try:
         return np.asarray(values.detach() if hasattr(values, "detach") else values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
@@ -332,7 +333,7 @@ def as_rows(rows: Any, num_ids: int, dim: int, label: str) -> np.ndarray:
 
     Whether they are finite is checked by the table, in the same pass that reads them.
     """
-    array = _as_array(rows, label)
+    array = as_array(rows, label)
     if array.dtype.kind not in "fiu":
         raise InvalidArgumentError(label, f"must be floating point, not {array.dtype}")
     if array.dtype != np.float32:

@@ -15,11 +15,21 @@ from typing import Any
 from embedstore.errors import InvalidArgumentError
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number, also as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def check_finite(owner: object, name: str, *, minimum: float | None = None, above: float | None = None) -> None:
     """Raise :class:`InvalidArgumentError` unless a field is a finite number in its range."""
     value = getattr(owner, name)
     label = f"{type(owner).__name__}.{name}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise InvalidArgumentError(label, f"must be a finite number, not {value!r}")
     if minimum is not None and value < minimum:
         raise InvalidArgumentError(label, f"must be >= {minimum}, not {value!r}")

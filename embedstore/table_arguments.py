@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import InvalidArgumentError
-from embedstore.interface import Origin, check_position, check_stream_name
+from embedstore.interface import Origin, as_array, check_position, check_stream_name
+from embedstore.rules import is_finite
 from embedstore.spec import Admission, MinCount, Probability, TableSpec
 
 
@@ -19,8 +20,8 @@ def to_lr(label: str, lr: Any) -> float:
     """A learning rate; -1 for None, which is the table's own."""
     if lr is None:
         return -1.0
-    number = isinstance(lr, int | float | np.number) and not isinstance(lr, bool)
-    if not number or not 0 <= lr < np.finfo(np.float32).max:
+    number = is_finite(lr) or isinstance(lr, np.floating | np.integer)
+    if not number or not 0 <= lr < float(np.finfo(np.float32).max):
         raise InvalidArgumentError(label, f"must be a finite number >= 0, not {lr!r}")
     return float(lr)
 
@@ -29,7 +30,7 @@ def to_counts(label: str, values: Any, num_ids: int) -> np.ndarray | None:
     """Occurrences as uint32 [n], or None."""
     if values is None:
         return None
-    counts = np.asarray(values)
+    counts = as_array(values, label)
     if counts.shape != (num_ids,) or (counts.size and counts.dtype.kind not in "iu"):
         raise InvalidArgumentError(label, f"must be integers [{num_ids}]")
     if counts.size and not (counts.min() >= 0 and counts.max() < 2**32):
@@ -50,7 +51,7 @@ def to_event_times(table: str, times: Any, num_ids: int) -> tuple[np.ndarray | N
     if times is None or isinstance(times, int | np.integer):
         return None, to_event_time(f"{table}.event_time_ms", times)
     label = f"{table}.event_times_ms"
-    each = np.asarray(times)
+    each = as_array(times, label)
     if each.shape != (num_ids,) or (each.size and each.dtype.kind not in "iu"):
         raise InvalidArgumentError(label, f"must be an integer or integers [{num_ids}]")
     if each.size and not (each.min() >= 0 and each.max() < 2**63):
@@ -86,7 +87,7 @@ def admission_arguments(rule: Admission | None) -> dict[str, Any]:
 def limit_arguments(spec: TableSpec) -> dict[str, int]:
     """Time to live and capacity as the native table's arguments."""
     return {
-        "ttl_ms": -1 if spec.ttl_s is None else min(round(spec.ttl_s * 1000), 2**63 - 1),
+        "ttl_ms": -1 if spec.ttl_s is None else round(min(float(spec.ttl_s), 2.0**53) * 1000),
         "rows_max": spec.rows_max or 0,
         "bytes_max": spec.bytes_max or 0,
     }

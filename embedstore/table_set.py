@@ -142,7 +142,7 @@ class TableSet:
     def table(self, name: str) -> Table:
         """The table, or :class:`TableNotFoundError`."""
         self.check_open()
-        found = self._tables.get(name)
+        found = self._tables.get(name) if isinstance(name, str) else None
         if found is None:
             raise TableNotFoundError(name)
         return found

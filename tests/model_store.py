@@ -37,6 +37,7 @@ from embedstore.interface import (
     SweepResult,
     TablePush,
     TableStats,
+    as_array,
     as_ids,
     as_rows,
     check_position,
@@ -329,14 +330,15 @@ class ModelStore:
         grads = as_rows(push.grads, len(ids), table.spec.dim, f"{name}.grads")
         if not np.isfinite(grads).all():
             raise InvalidArgumentError(f"{name}.grads", "not finite")
-        if push.counts is not None and np.shape(push.counts) != ids.shape:
+        if push.counts is not None and as_array(push.counts, f"{name}.counts").shape != ids.shape:
             raise InvalidArgumentError(f"{name}.counts", "wrong shape")
         times: list[int | None] = [event_time_ms] * len(ids)
         if push.event_times_ms is not None:
-            if np.shape(push.event_times_ms) != ids.shape or (np.asarray(push.event_times_ms) < 0).any():
+            each = as_array(push.event_times_ms, f"{name}.event_times_ms")
+            if each.shape != ids.shape or (each < 0).any():
                 raise InvalidArgumentError(f"{name}.event_times_ms", "wrong shape or negative")
-            times = np.asarray(push.event_times_ms).tolist()
-        if push.lr is not None and (type(push.lr) not in (int, float) or not 0 <= push.lr < np.inf):
+            times = each.tolist()
+        if push.lr is not None and (type(push.lr) not in (int, float) or not 0 <= push.lr < 3e38):
             raise InvalidArgumentError(f"{name}.lr", "must be finite and >= 0")
         counts = None if push.counts is None else np.asarray(push.counts).tolist()
         return TablePush(ids, grads, counts=counts, lr=push.lr), times

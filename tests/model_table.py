@@ -128,7 +128,7 @@ class ModelTable:
         """A row that was last seen before this is expired."""
         if self.spec.ttl_s is None:
             return 0
-        return max(clock_ms - round(self.spec.ttl_s * 1000), 0) // 1000
+        return max(clock_ms - round(min(self.spec.ttl_s, 2.0**53) * 1000), 0) // 1000
 
     def row(self, key: int) -> ModelRow | None:
         """The row as a reader sees it."""

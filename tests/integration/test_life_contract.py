@@ -82,6 +82,11 @@ def test_duplicates_and_counts_are_occurrences(store: Store) -> None:
     assert store.pull({"picky": [1, 4]})["picky"][:, 0].tolist() == [-3, -2], "the whole push counts"
 
 
+def test_occurrences_of_one_push_may_be_more_than_a_count_holds(store: Store) -> None:
+    push(store, "picky", [1, 1, 2, 2], counts=[2**32 - 1, 2**32 - 1, 0, 1])
+    assert there(store, "picky", [1, 2]) == [1]
+
+
 def test_an_entry_that_stands_for_no_occurrence_admits_nobody(store: Store) -> None:
     for _ in range(5):
         push(store, "picky", [5, 6], counts=np.array([0, 1], np.uint32))
@@ -289,12 +294,28 @@ def test_a_lower_capacity_is_kept_from_the_next_write_or_sweep_on(store: Store) 
     assert there(store, "small", ids) == ids
 
 
+def test_the_longest_time_to_live_is_for_ever(store: Store) -> None:
+    store.alter_table(replace(BRIEF, ttl_s=1.7e308))
+    push(store, "brief", [1], 0)
+    push(store, "brief", [2], NOW_MS)
+    store.sweep("brief")
+    assert there(store, "brief", [1, 2]) == [1, 2]
+
+
 def test_what_cannot_be_is_refused_by_name_and_changes_nothing(store: Store) -> None:
     refused("TableSpec.rows_max", lambda: replace(PLAIN, rows_max=CHUNKS - 1))
     refused("TableSpec.ttl_s", lambda: replace(PLAIN, ttl_s=0.0))
+    refused("TableSpec.ttl_s", lambda: replace(PLAIN, ttl_s=10**400))
+    refused("Probability.p", lambda: es.Probability(10**400))
     tiny = CHUNKS * row_bytes(PLAIN) - 1
     refused("TableSpec.bytes_max", lambda: store.create_table(replace(PLAIN, name="new", bytes_max=tiny)))
     assert "new" not in store.tables()
     refused("TableSpec.bytes_max", lambda: store.alter_table(replace(PLAIN, bytes_max=tiny)))
     assert store.tables()["plain"] == PLAIN
+    ragged: Any = [[1], [2, 3]]
+    refused("plain.counts", lambda: push(store, "plain", [1, 2], counts=ragged))
+    refused("plain.event_times_ms", lambda: push(store, "plain", [1, 2], event_times_ms=ragged))
+    refused("plain.lr", lambda: push(store, "plain", [1, 2], lr=10**400))
+    refused("plain.lr", lambda: push(store, "plain", [1, 2], lr=1e39))
+    assert not store.contains("plain", [1, 2]).any()
     assert store.create_table(replace(PLAIN, name="new", bytes_max=tiny + 1))
