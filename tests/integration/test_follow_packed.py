@@ -87,7 +87,8 @@ def test_a_chain_of_packed_followers_reads_what_its_first_reads(trained: Trained
     relay = trained.serve(first)
     first.wait_for(trained.push(IDS), TIMEOUT_S)
     second, plain = trained.follow(rows, relay.address), trained.follow(None, relay.address)
-    for marks in (trained.push(IDS[:500]), trained.push(IDS[200:900])):
+    for ids in (IDS[:500], IDS[200:900]):
+        marks = trained.push(ids)
         for each in (first, second, plain):
             each.wait_for(marks, TIMEOUT_S)
         read = first.pull({"items": IDS})["items"]
