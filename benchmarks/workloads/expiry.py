@@ -7,11 +7,11 @@ from dataclasses import replace
 from benchmarks import tables
 from benchmarks.harness import Absent, Contender, Figures, Line, Settings, race
 from benchmarks.reference import absence
-from benchmarks.resident import STAYING, TURNS, measured
+from benchmarks.resident import SETTLED, STAYING, TURNS, measured
 from benchmarks.sizes import fitted
 
 KEPT = "% of rows' memory kept"
-GROWN = "% of round 2's memory"
+GROWN = f"% of round {SETTLED}'s memory"
 ROWS_MAX = 5_000_000
 ROWS_OF_LIMIT = 1_000_000
 ROUNDS_MAX = 3
