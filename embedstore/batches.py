@@ -40,7 +40,7 @@ Answer = tuple[Piece, TableRows]
 class Lookup:
     """One table's part of a pull: unique ids, and how their rows become the answer."""
 
-    def __init__(self, index: int, spec: TableSpec, ids: Any, num_shards: int) -> None:
+    def __init__(self, index: int, spec: TableSpec, ids: Any) -> None:
         self.spec = spec
         self.index = index
         self.ids = as_ids(ids, f"{spec.name}.ids")
@@ -48,12 +48,11 @@ class Lookup:
         self.repeats = len(unique) != len(self.ids)
         self.unique = unique if self.repeats else self.ids
         self._inverse = inverse
-        self._num_shards = num_shards
 
-    def pieces(self, bytes_per_row: int) -> Iterator[Piece]:
+    def pieces(self, bytes_per_row: int, num_shards: int) -> Iterator[Piece]:
         """The unique ids by shard, in pages whose answer stays within bounds."""
         page = max(1, PAGE_BYTES // max(1, bytes_per_row + _META_BYTES))
-        for shard, positions in enumerate(split(self.unique, self.spec.num_chunks, self._num_shards)):
+        for shard, positions in enumerate(split(self.unique, self.spec.num_chunks, num_shards)):
             num_ids = len(self.unique) if positions is None else len(positions)
             if 0 < num_ids <= page:
                 ids = self.unique if positions is None else self.unique[positions]
@@ -95,13 +94,13 @@ class Lookup:
         return out.take(self._inverse, axis=0) if self.repeats else out
 
 
-def pages_of_lookups(lookups: Sequence[Lookup], dtype: Any) -> list[tuple[int, list[Piece]]]:
+def pages_of_lookups(lookups: Sequence[Lookup], dtype: Any, num_shards: int) -> list[tuple[int, list[Piece]]]:
     """All pieces of a pull, together in requests as far as their answers stay within bounds: (shard, pieces) each."""
     pages: list[tuple[int, list[Piece]]] = []
     filling: dict[int, tuple[list[Piece], int]] = {}
     for lookup in lookups:
         row_bytes = 0 if dtype is None else lookup.spec.dim * dtype.itemsize
-        for piece in lookup.pieces(row_bytes):
+        for piece in lookup.pieces(row_bytes, num_shards):
             size = len(piece.ids) * (row_bytes + _META_BYTES)
             pieces, filled = filling.get(piece.shard, ([], 0))
             if not pieces or filled + size > PAGE_BYTES:
@@ -249,10 +248,48 @@ def split_part(part: TablePart, spec: TableSpec, num_shards: int) -> list[TableP
     return parts
 
 
-def pages_of_rows(positions: np.ndarray | None, num_ids: int, dim: int) -> Iterator[np.ndarray | slice]:
-    """Selections of at most :data:`PAGE_BYTES` of float32 rows each, of the rows at ``positions`` (None: all)."""
-    page = max(1, PAGE_BYTES // (4 * dim + 8))
-    total = num_ids if positions is None else len(positions)
-    for begin in range(0, total, page):
-        chosen = slice(begin, min(begin + page, total))
-        yield chosen if positions is None else positions[chosen]
+class CheckedPush(NamedTuple):
+    """Each table's part of a push, with its spec. ``finite``: all gradients have been looked at."""
+
+    parts: list[tuple[TableSpec, TablePart]]
+    finite: bool
+
+    def tables(self) -> list[TablePart]:
+        """What is sent."""
+        return [part for _, part in self.parts]
+
+    def split(self, num_shards: int) -> dict[int, CheckedPush]:
+        """What each shard gets; those that hold none of the ids are left out."""
+        if num_shards > 1 and not self.finite:
+            for spec, part in self.parts:
+                check_finite(f"{spec.name}.grads", part.grads, "must be finite")
+        by_shard: dict[int, CheckedPush] = {}
+        for spec, whole in self.parts:
+            for shard, mine in enumerate(split_part(whole, spec, num_shards)):
+                if mine is not None:
+                    by_shard.setdefault(shard, CheckedPush([], finite=num_shards > 1)).parts.append((spec, mine))
+        return by_shard
+
+
+class Keys(NamedTuple):
+    """Ids of one table, and rows for them where there are any."""
+
+    spec: TableSpec
+    ids: np.ndarray
+    rows: np.ndarray | None = None
+
+    def pages(self) -> Iterator[Keys]:
+        """Parts of at most :data:`PAGE_BYTES` of float32 rows each."""
+        page = max(1, PAGE_BYTES // (4 * self.spec.dim + 8))
+        for begin in range(0, len(self.ids), page):
+            yield self._at(slice(begin, begin + page))
+
+    def split(self, num_shards: int) -> dict[int, Keys]:
+        """What each shard gets; those that hold none of the ids are left out."""
+        if not len(self.ids):
+            return {}
+        chosen = enumerate(split(self.ids, self.spec.num_chunks, num_shards))
+        return {shard: self if at is None else self._at(at) for shard, at in chosen if at is None or len(at)}
+
+    def _at(self, chosen: np.ndarray | slice) -> Keys:
+        return Keys(self.spec, self.ids[chosen], None if self.rows is None else self.rows[chosen])

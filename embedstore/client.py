@@ -3,17 +3,15 @@
 Batches are checked, duplicates folded, split by shard, sent side by side and put together again. A call that reaches
 several shards raises only when the last of them has answered; repeating a push with the same origins is always safe,
 because a shard that has it already skips it. Updates without an origin carry a stream of the client
-(:mod:`embedstore.client_streams`). Every method may be called from any thread.
+(:mod:`embedstore.updates`). When other shards take over, calls go on there (:mod:`embedstore.cluster`). Every method
+may be called from any thread.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -21,21 +19,17 @@ import numpy as np
 from embedstore import _native, dense, messages, wire
 from embedstore.batches import (
     Answer,
+    CheckedPush,
+    Keys,
     Lookup,
     Piece,
     check_finite,
     pages_of_lookups,
-    pages_of_rows,
     push_part,
     read_pull,
-    split_part,
 )
-from embedstore.client_streams import ClientStreams
-from embedstore.errors import (
-    LostUpdatesWarning,
-    StaleGenerationError,
-    UnavailableError,
-)
+from embedstore.cluster import Call, Cluster, Reply, Route, discover
+from embedstore.errors import StaleGenerationError, UnavailableError
 from embedstore.interface import (
     CheckpointResult,
     DenseSet,
@@ -54,11 +48,11 @@ from embedstore.interface import (
     check_sweep,
 )
 from embedstore.origins import check_event_time, check_origins
-from embedstore.peers import Call, Patience, Peers, discover
-from embedstore.placement import shard_of_dense_set, split
-from embedstore.session import Session
-from embedstore.spec import TableSpec
+from embedstore.peers import Patience
+from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk, shard_of_dense_set
+from embedstore.session import Session, decoded, decoded_from, with_epoch
 from embedstore.table_set import check_tables
+from embedstore.updates import Update, send
 from embedstore.v1 import admin_pb2, store_pb2
 
 _native.tune_allocator()
@@ -84,12 +78,11 @@ def connect(
 class RemoteStore(Session):
     """See the module and :class:`embedstore.interface.Store`."""
 
-    def __init__(self, peers: Peers, *, slow_timeout_s: float = 600.0) -> None:
+    def __init__(self, peers: Cluster, *, slow_timeout_s: float = 600.0) -> None:
         super().__init__(peers)
         self._slow = replace(
             peers.patience, timeout_s=slow_timeout_s, retry_s=max(slow_timeout_s, peers.patience.retry_s)
         )
-        self._streams = ClientStreams(len(peers))
         self._generations: dict[str, int] = {}
 
     def __enter__(self) -> RemoteStore:
@@ -140,52 +133,72 @@ class RemoteStore(Session):
 
     def _lookups(self, tables: Mapping[str, Ids]) -> list[Lookup]:
         self.peers.check_open()
-        return [Lookup(i, self.spec(name), ids, len(self.peers)) for i, (name, ids) in enumerate(tables.items())]
+        return [Lookup(i, self.spec(name), ids) for i, (name, ids) in enumerate(tables.items())]
 
     def _look_up(self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool) -> list[list[Answer]]:
-        pages = pages_of_lookups(lookups, dtype)
-        calls = [Call(shard, "Pull", self._pull_request(lookups, pieces, dtype, meta=meta)) for shard, pieces in pages]
+        pages: list[tuple[int, list[Piece]]] = []
+
+        def request(pieces: list[Piece], epoch: int) -> bytes:
+            pulls = [wire.TablePull(lookups[piece.table].spec.name, piece.ids, dtype, meta) for piece in pieces]
+            return wire.encode_pull_request(epoch, pulls)
+
+        def plan(route: Route) -> list[Call]:
+            pages[:] = pages_of_lookups(lookups, dtype, len(route))
+            return [Call(shard, "Pull", request(pieces, route.epoch)) for shard, pieces in pages]
+
         answers: list[list[Answer]] = [[] for _ in lookups]
-        for (shard, pieces), data in zip(pages, self.answers(calls), strict=True):
-            read = partial(read_pull, lookups, pieces, dtype=dtype, meta=meta)
-            for piece, answer in self.decoded(shard, read, data):
+        for reply, (_, pieces) in zip(self.replies(plan), pages, strict=True):
+            for piece, answer in decoded(reply, partial(read_pull, lookups, pieces, dtype=dtype, meta=meta)):
                 answers[piece.table].append((piece, answer))
         return answers
-
-    def _pull_request(self, lookups: Sequence[Lookup], pieces: list[Piece], dtype: Any, *, meta: bool) -> bytes:
-        return wire.encode_pull_request(
-            self.topology.epoch,
-            [wire.TablePull(lookups[piece.table].spec.name, piece.ids, dtype, meta) for piece in pieces],
-        )
 
     def scan(self, table: str) -> Iterator[tuple[np.ndarray, Rows]]:
         """See :class:`embedstore.interface.Reader`."""
         self.peers.check_open()
-        self.with_fresh_specs([table], lambda: self.spec(table))
-        request = store_pb2.ScanRequest(epoch=self.topology.epoch, table=table).SerializeToString()
-        return self._scan(request)
+        spec = self.with_fresh_specs([table], lambda: self.spec(table))
+        return self._scan(table, spec.num_chunks)
 
-    def _scan(self, request: bytes) -> Iterator[tuple[np.ndarray, Rows]]:
-        for shard in range(len(self.peers)):
-            for data in self.peers.stream(shard, "Scan", request, self._slow.timeout_s):
-                message = self.decoded(shard, store_pb2.ScanResponse.FromString, data)
-                yield self.decoded(shard, messages.scan_part_from_proto, message)
+    def _scan(self, table: str, num_chunks: int) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Shard after shard. When their number changes in between, the next one may begin before the last one ended."""
+        request = store_pb2.ScanRequest(table=table)
+        done, owned = 0, range(0)
+
+        def plan(route: Route) -> Call:
+            nonlocal owned
+            shard = shard_of_chunk(done, len(route), num_chunks)
+            owned = chunks_of_shard(shard, len(route), num_chunks)
+            return Call(shard, "Scan", with_epoch(request, route))
+
+        while done < num_chunks:
+            for address, data in self.peers.stream(plan, self._slow.timeout_s):
+                message = decoded_from(address, store_pb2.ScanResponse.FromString, data)
+                ids, rows = decoded_from(address, messages.scan_part_from_proto, message)
+                if owned.start == done:
+                    yield ids, rows
+                else:
+                    new = chunks_of_ids(ids, num_chunks) >= done
+                    yield ids[new], Rows(*(getattr(rows, column.name)[new] for column in fields(rows)))
+            done = owned.stop
 
     def get_dense(self, dense_set: str) -> DenseSet:
         """See :class:`embedstore.interface.Reader`."""
         self.peers.check_open()
         dense.check_dense_name("dense_set", dense_set)
-        request = store_pb2.GetDenseRequest(epoch=self.topology.epoch, name=dense_set)
-        shard = shard_of_dense_set(dense_set, len(self.peers))
-        data = self.peers.call(shard, "GetDense", request.SerializeToString(), self._slow)
-        message = self.decoded(shard, store_pb2.GetDenseResponse.FromString, data)
-        _, value = self.decoded(shard, dense.from_proto, message.dense_set)
+        reply = self._ask_owner(dense_set, "GetDense", store_pb2.GetDenseRequest(name=dense_set))
+        message = decoded(reply, store_pb2.GetDenseResponse.FromString)
+        _, value = decoded_from(reply.address, dense.from_proto, message.dense_set)
         return value
+
+    def _ask_owner(self, dense_set: str, method: str, request: Any) -> Reply:
+        def plan(route: Route) -> list[Call]:
+            return [Call(shard_of_dense_set(dense_set, len(route)), method, with_epoch(request, route))]
+
+        [reply] = self.replies(plan, self._slow)
+        return reply
 
     def stats(self) -> StoreStats:
         """Sums over the shards."""
-        request = admin_pb2.StatsRequest(epoch=self.topology.epoch)
-        answers = self.ask_all("Stats", request, admin_pb2.StatsResponse)
+        answers = self.ask_all("Stats", admin_pb2.StatsRequest(), admin_pb2.StatsResponse)
         return messages.merge_stats([messages.stats_from_proto(answer) for answer in answers])
 
     def watermarks(self) -> dict[str, StreamState]:
@@ -193,8 +206,7 @@ class RemoteStore(Session):
         return messages.merge_stream_states(self._watermarks())
 
     def _watermarks(self) -> list[dict[str, StreamState]]:
-        request = store_pb2.WatermarksRequest(epoch=self.topology.epoch)
-        answers = self.ask_all("Watermarks", request, store_pb2.WatermarksResponse)
+        answers = self.ask_all("Watermarks", store_pb2.WatermarksRequest(), store_pb2.WatermarksResponse)
         return [messages.stream_states_from_proto(answer.streams) for answer in answers]
 
     # -- writing
@@ -212,52 +224,42 @@ class RemoteStore(Session):
         origins = tuple(origins)
         check_origins(origins)
         check_event_time("event_time_ms", event_time_ms)
-        by_shard = self.with_fresh_specs(list(tables), lambda: self._parts(tables))
+        push = self.with_fresh_specs(list(tables), lambda: self._checked(tables))
         if origins:
-            return self._push_all(by_shard, origins, event_time_ms)
-        shards = [shard for shard in range(len(self.peers)) if by_shard[shard]]
+            return self._push_all(push, origins, event_time_ms)
 
-        def request(shard: int, origin: Origin) -> bytes:
-            return wire.encode_push_request(self.topology.epoch, by_shard[shard], [origin], None, event_time_ms)
+        def request(part: CheckedPush, epoch: int, origin: Origin) -> bytes:
+            return wire.encode_push_request(epoch, part.tables(), [origin], None, event_time_ms)
 
-        answers, lost = self._update(shards, "Push", request, store_pb2.PushResponse)
+        answers, lost = send(self, Update("Push", request, store_pb2.PushResponse.FromString), push)
         repeated = bool(answers) and all(answer.repeated_push for answer in answers)
         return PushResult(repeated=repeated, lost_updates=lost)
 
-    def _parts(self, tables: Mapping[str, TablePush | tuple[Ids, Any]]) -> dict[int, list[wire.TablePart]]:
-        by_shard: dict[int, list[wire.TablePart]] = defaultdict(list)
-        for name, value in tables.items():
-            spec = self.spec(name)
-            part_of_all = push_part(spec, value, len(self.peers))
-            for shard, part in enumerate(split_part(part_of_all, spec, len(self.peers))):
-                if part is not None:
-                    by_shard[shard].append(part)
-        return by_shard
+    def _checked(self, tables: Mapping[str, TablePush | tuple[Ids, Any]]) -> CheckedPush:
+        num_shards = len(self.peers)
+        specs = [(self.spec(name), value) for name, value in tables.items()]
+        parts = [(spec, push_part(spec, value, num_shards)) for spec, value in specs]
+        return CheckedPush(parts, finite=num_shards > 1)
 
-    def _push_all(
-        self, by_shard: Mapping[int, list[wire.TablePart]], origins: Sequence[Origin], event_time_ms: int | None
-    ) -> PushResult:
+    def _push_all(self, push: CheckedPush, origins: Sequence[Origin], event_time_ms: int | None) -> PushResult:
         with self._lock:
             generations = {origin.stream: self._generations.get(origin.stream, 0) for origin in origins}
-        calls = [
-            Call(
-                shard,
-                "Push",
-                wire.encode_push_request(
-                    self.topology.epoch, by_shard.get(shard, ()), origins, generations, event_time_ms
-                ),
-            )
-            for shard in range(len(self.peers))
+
+        def plan(route: Route) -> list[Call]:
+            by_shard = push.split(len(route))
+            tables = [by_shard[shard].tables() if shard in by_shard else [] for shard in range(len(route))]
+            requests = [
+                wire.encode_push_request(route.epoch, parts, origins, generations, event_time_ms) for parts in tables
+            ]
+            return [Call(shard, "Push", request) for shard, request in enumerate(requests)]
+
+        replies = self.peers.ask(plan)
+        answers = [
+            decoded(reply, store_pb2.PushResponse.FromString) for reply in replies if isinstance(reply.outcome, bytes)
         ]
-        outcomes = self.peers.call_all(calls)
-        streams: list[Mapping[str, StreamState]] = []
-        repeated = True
-        for shard, outcome in enumerate(outcomes):
-            if not isinstance(outcome, Exception):
-                answer = self.decoded(shard, store_pb2.PushResponse.FromString, outcome)
-                streams.append(messages.stream_states_from_proto(answer.streams))
-                repeated = repeated and answer.repeated_push
-        self.raise_worst(outcomes, streams)
+        streams = [messages.stream_states_from_proto(answer.streams) for answer in answers]
+        self.raise_worst([reply.outcome for reply in replies], streams)
+        repeated = all(answer.repeated_push for answer in answers)
         return PushResult(messages.merge_stream_states(streams), repeated=repeated)
 
     def assign(self, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None) -> None:
@@ -265,67 +267,42 @@ class RemoteStore(Session):
         self.peers.check_open()
         check_event_time("event_time_ms", event_time_ms)
 
-        def prepare() -> tuple[TableSpec, np.ndarray, np.ndarray]:
+        def prepare() -> Keys:
             spec = self.spec(table)
             keys = as_ids(ids, f"{table}.ids")
             values = as_rows(rows, len(keys), spec.dim, f"{table}.rows")
             check_finite(f"{table}.rows", values)
-            return spec, keys, values
+            return Keys(spec, keys, values)
 
-        spec, keys, values = self.with_fresh_specs([table], prepare)
-        by_shard = [
-            pages_of_rows(positions, len(keys), spec.dim) for positions in split(keys, spec.num_chunks, len(self.peers))
-        ]
-        for pages in zip_longest(*by_shard):
-            by_page = {
-                shard: store_pb2.AssignRequest(
-                    epoch=self.topology.epoch,
-                    table=table,
-                    ids=keys[chosen].tobytes(),
-                    dim=spec.dim,
-                    rows=values[chosen].tobytes(),
-                    event_time_ms=event_time_ms,
-                )
-                for shard, chosen in enumerate(pages)
-                if chosen is not None
-            }
-            self._update(list(by_page), "Assign", partial(_with_origin, by_page), store_pb2.AssignResponse)
+        def request(part: Keys, epoch: int, origin: Origin) -> bytes:
+            assert part.rows is not None
+            message = store_pb2.AssignRequest(
+                epoch=epoch,
+                table=table,
+                ids=part.ids.tobytes(),
+                dim=part.spec.dim,
+                rows=part.rows.tobytes(),
+                origin=_origin_to_proto(origin),
+                event_time_ms=event_time_ms,
+            )
+            return message.SerializeToString()
+
+        for page in self.with_fresh_specs([table], prepare).pages():
+            send(self, Update("Assign", request, store_pb2.AssignResponse.FromString), page)
 
     def delete(self, table: str, ids: Ids) -> int:
         """See :class:`embedstore.interface.Store`; after a retried call the count may miss what the first removed."""
         self.peers.check_open()
-        spec = self.spec(table)
-        keys = as_ids(ids, f"{table}.ids")
-        by_shard = {
-            shard: store_pb2.DeleteRequest(
-                epoch=self.topology.epoch, table=table, ids=(keys if chosen is None else keys[chosen]).tobytes()
-            )
-            for shard, chosen in enumerate(split(keys, spec.num_chunks, len(self.peers)))
-            if len(keys) and (chosen is None or len(chosen))
-        }
-        answers, _ = self._update(list(by_shard), "Delete", partial(_with_origin, by_shard), store_pb2.DeleteResponse)
-        return sum(answer.deleted for answer in answers)
+        keys = Keys(self.spec(table), as_ids(ids, f"{table}.ids"))
 
-    def _update(
-        self, shards: Sequence[int], method: str, request: Callable[[int, Origin], bytes], kind: Any
-    ) -> tuple[list[Any], int]:
-        """One update without an origin of its own, at these shards; the answers and how many updates were lost."""
-        lost = 0
-        answers = []
-        with self._streams.take(shards) as streams:
-            calls = [Call(shard, method, request(shard, streams[shard].origin())) for shard in shards]
-            outcomes = self.peers.call_all(calls)
-            for shard, outcome in zip(shards, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    continue
-                answer = self.decoded(shard, kind.FromString, outcome)
-                answers.append(answer)
-                news = streams[shard].applied(answer.lost_updates)
-                lost += news
-                if news:
-                    warnings.warn(LostUpdatesWarning(self.peers.address(shard), news), stacklevel=3)
-        self.raise_worst(outcomes, [])
-        return answers, lost
+        def request(part: Keys, epoch: int, origin: Origin) -> bytes:
+            message = store_pb2.DeleteRequest(
+                epoch=epoch, table=table, ids=part.ids.tobytes(), origin=_origin_to_proto(origin)
+            )
+            return message.SerializeToString()
+
+        answers, _ = send(self, Update("Delete", request, store_pb2.DeleteResponse.FromString), keys)
+        return sum(answer.deleted for answer in answers)
 
     def put_dense(self, dense_set: str, tensors: Mapping[str, Any], position: Mapping[str, int]) -> int:
         """See :class:`embedstore.interface.Store`; a set lives whole on one shard."""
@@ -334,10 +311,8 @@ class RemoteStore(Session):
         with self._lock:
             generations = {stream: self._generations.get(stream, 0) for stream in position}
         message = dense.to_proto(dense_set, dense.freeze(tensors, position, 0), generations)
-        request = store_pb2.PutDenseRequest(epoch=self.topology.epoch, dense_set=message)
-        shard = shard_of_dense_set(dense_set, len(self.peers))
-        data = self.peers.call(shard, "PutDense", request.SerializeToString(), self._slow)
-        return self.decoded(shard, store_pb2.PutDenseResponse.FromString, data).version
+        reply = self._ask_owner(dense_set, "PutDense", store_pb2.PutDenseRequest(dense_set=message))
+        return decoded(reply, store_pb2.PutDenseResponse.FromString).version
 
     # -- streams and tables
 
@@ -348,9 +323,7 @@ class RemoteStore(Session):
         for _ in range(OPEN_ATTEMPTS_MAX):
             known = messages.merge_stream_states(self._watermarks()).get(stream)
             generation = (known.generation if known else 0) + 1
-            request = store_pb2.OpenStreamRequest(
-                epoch=self.topology.epoch, stream=stream, position=position, generation=generation
-            )
+            request = store_pb2.OpenStreamRequest(stream=stream, position=position, generation=generation)
             try:
                 answers = self.ask_all("OpenStream", request, store_pb2.OpenStreamResponse)
             except StaleGenerationError:  # another writer was faster, or a retried call had been answered
@@ -363,8 +336,7 @@ class RemoteStore(Session):
 
     def checkpoint(self) -> CheckpointResult:
         """See :class:`embedstore.interface.Store`: every shard's, side by side."""
-        request = admin_pb2.CheckpointRequest(epoch=self.topology.epoch)
-        answers = self.ask_all("Checkpoint", request, admin_pb2.CheckpointResponse, self._slow)
+        answers = self.ask_all("Checkpoint", admin_pb2.CheckpointRequest(), admin_pb2.CheckpointResponse, self._slow)
         return CheckpointResult(
             sum(answer.chunks_written for answer in answers),
             sum(answer.bytes_written for answer in answers),
@@ -376,13 +348,10 @@ class RemoteStore(Session):
     ) -> dict[str, SweepResult]:
         """See :class:`embedstore.interface.Store`: every shard's, side by side; sums over them."""
         check_sweep(budget_ms, dry_run)
-        request = admin_pb2.SweepRequest(epoch=self.topology.epoch, table=table, budget_ms=budget_ms, dry_run=dry_run)
+        request = admin_pb2.SweepRequest(table=table, budget_ms=budget_ms, dry_run=dry_run)
         answers = self.ask_all("Sweep", request, admin_pb2.SweepResponse, self._slow)
         return messages.merge_swept([messages.sweep_from_proto(answer) for answer in answers])
 
 
-def _with_origin(by_shard: Mapping[int, Any], shard: int, origin: Origin) -> bytes:
-    message = by_shard[shard]
-    message.origin.CopyFrom(store_pb2.Origin(stream=origin.stream, begin=origin.begin, end=origin.end))
-    data: bytes = message.SerializeToString()
-    return data
+def _origin_to_proto(origin: Origin) -> store_pb2.Origin:
+    return store_pb2.Origin(stream=origin.stream, begin=origin.begin, end=origin.end)

@@ -1,8 +1,6 @@
-"""Calls to shard servers: channels, deadlines, retries, and who serves what.
+"""Servers by address: their channels, how long to wait for them, and how addresses are written.
 
-Every call has a deadline. One that gets no answer (UNAVAILABLE, DEADLINE_EXCEEDED, or cut off) is repeated with
-exponential backoff and jitter until ``retry_s`` have passed since the first attempt; then :class:`UnavailableError`
-names the address. Messages are bytes here, the caller encodes and decodes. Usable from any thread.
+Messages are bytes here, the caller encodes and decodes. Usable from any thread.
 """
 
 from __future__ import annotations
@@ -10,16 +8,15 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from embedstore.errors import ClosedError, EmbedstoreError, InvalidArgumentError, UnavailableError
+from embedstore.errors import InvalidArgumentError
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import METADATA_BYTES_MAX, SILENT, Topology, from_rpc_error, topology_from_proto
-from embedstore.v1 import admin_pb2
+from embedstore.status import METADATA_BYTES_MAX
 from embedstore.wire import MESSAGE_BYTES_MAX
 
 CHANNEL_OPTIONS = (
@@ -74,6 +71,34 @@ class Patience:
         return float(min(self.backoff_s * 2.0 ** min(attempt, 32), self.backoff_max_s)) * (1.0 - jitter / 2)
 
 
+class Deadline:
+    """The end of one call's patience, shared by all its attempts. Belongs to the thread that makes them."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._ends_s = time.monotonic() + patience.retry_s
+        self._pauses = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() >= self._ends_s
+
+    def left_s(self, longest_s: float) -> float:
+        """How long something may take that should take at most ``longest_s``; never nothing at all."""
+        return min(longest_s, max(self._ends_s - time.monotonic(), 0.001))
+
+    def attempt_s(self) -> float:
+        """How long the next attempt may take."""
+        return self.left_s(self._patience.timeout_s)
+
+    def pause(self, closed: threading.Event) -> bool:
+        """Wait before another attempt; False: there is no time for one, or everything was closed."""
+        delay_s = self._patience.delay_s(self._pauses, random.random())
+        self._pauses += 1
+        return time.monotonic() + delay_s < self._ends_s and not closed.wait(delay_s)
+
+
 def method_path(method: str) -> str:
     """The gRPC path of a method of EmbeddingService or AdminService."""
     return (_ADMIN if method in _ADMIN_METHODS else _EMBEDDING) + method
@@ -104,137 +129,6 @@ class Peer:
         self._channel.close()
 
 
-@dataclass(frozen=True)
-class Call:
-    """A request to shard ``shard`` that waits to be sent."""
-
-    shard: int
-    method: str
-    request: bytes
-
-
-class Peers:
-    """The shards of one store, in order. ``topology`` is the record this client goes by."""
-
-    def __init__(self, topology: Topology, peers: Sequence[Peer], patience: Patience) -> None:
-        self.topology = topology
-        self.patience = patience
-        self._peers = list(peers)
-        self._closed = threading.Event()
-
-    def __len__(self) -> int:
-        return len(self._peers)
-
-    def address(self, shard: int) -> str:
-        """Where shard ``shard`` is."""
-        return self._peers[shard].address
-
-    def close(self) -> None:
-        """Cancel what is in flight; every later call is a :class:`ClosedError`. Twice is harmless."""
-        self._closed.set()
-        for peer in self._peers:
-            peer.close()
-
-    def check_open(self) -> None:
-        """Raise :class:`ClosedError` once closed."""
-        if self._closed.is_set():
-            raise ClosedError("the store is closed")
-
-    def call(self, shard: int, method: str, request: bytes, patience: Patience | None = None) -> bytes:
-        """One call, with its retries."""
-        [outcome] = self.call_all([Call(shard, method, request)], patience)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    def call_all(self, calls: Sequence[Call], patience: Patience | None = None) -> list[bytes | Exception]:
-        """All calls side by side, each with its retries; returns when the last has its answer or its error."""
-        self.check_open()
-        patience = patience or self.patience
-        if not calls:
-            return []
-        outcomes: list[bytes | Exception] = [b""] * len(calls)
-        waiting = list(range(len(calls)))
-        deadline = time.monotonic() + patience.retry_s
-        attempt = 0
-        while True:
-            left_s = deadline - time.monotonic()
-            self._attempt(calls, waiting, outcomes, min(patience.timeout_s, max(left_s, 0.001)))
-            waiting = [i for i in waiting if _is_retried(outcomes[i])]
-            if not waiting:
-                break
-            delay_s = patience.delay_s(attempt, random.random())
-            if time.monotonic() + delay_s >= deadline or self._closed.wait(delay_s):
-                break
-            attempt += 1
-        return [self._error(calls[i], outcome) for i, outcome in enumerate(outcomes)]
-
-    def _attempt(
-        self, calls: Sequence[Call], waiting: list[int], outcomes: list[bytes | Exception], timeout_s: float
-    ) -> None:
-        *others, last = waiting
-        futures: list[tuple[int, Any]] = []
-        try:
-            for i in others:
-                call = calls[i]
-                futures.append((i, self._peers[call.shard].unary(call.method).future(call.request, timeout=timeout_s)))
-            call = calls[last]
-            try:
-                outcomes[last] = self._peers[call.shard].unary(call.method)(call.request, timeout=timeout_s)
-            except grpc.RpcError as error:
-                outcomes[last] = error
-            for i, future in futures:
-                failure = future.exception()
-                outcomes[i] = future.result() if failure is None else failure
-        except ValueError as error:  # grpc's way to say that the channel was closed
-            self.check_open()
-            raise EmbedstoreError(str(error)) from error
-        except grpc.FutureCancelledError:
-            self.check_open()
-            raise
-
-    def _error(self, call: Call, outcome: bytes | Exception) -> bytes | Exception:
-        if not isinstance(outcome, grpc.RpcError):
-            return outcome
-        if self._closed.is_set():
-            return ClosedError("the store is closed")
-        error = from_rpc_error(outcome, self.address(call.shard))
-        if isinstance(error, UnavailableError) and error.address != self.address(call.shard):
-            return UnavailableError(self.address(call.shard), f"{error.address}: {error.problem}")
-        return error
-
-    def stream(self, shard: int, method: str, request: bytes, timeout_s: float) -> Iterator[bytes]:
-        """A server-streaming call; repeated only as long as nothing has arrived."""
-        deadline = time.monotonic() + self.patience.retry_s
-        attempt = 0
-        while True:
-            self.check_open()
-            arrived = False
-            try:
-                for message in self._peers[shard].stream(method, request, timeout_s):
-                    arrived = True
-                    yield message
-                return
-            except grpc.RpcError as error:
-                delay_s = self.patience.delay_s(attempt, random.random())
-                late = time.monotonic() + delay_s >= deadline
-                if arrived or late or not _is_retried(error) or self._closed.wait(delay_s):
-                    raise self._as_exception(Call(shard, method, request), error) from None
-                attempt += 1
-            except ValueError as error:  # as in _attempt
-                self.check_open()
-                raise EmbedstoreError(str(error)) from error
-
-    def _as_exception(self, call: Call, error: Exception) -> Exception:
-        outcome = self._error(call, error)
-        assert isinstance(outcome, Exception)
-        return outcome
-
-
-def _is_retried(outcome: bytes | Exception) -> bool:
-    return isinstance(outcome, grpc.RpcError) and outcome.code() in SILENT
-
-
 def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:
     """``"host:port,host:port"`` or a sequence of them."""
     parts = addresses.split(",") if isinstance(addresses, str) else list(addresses)
@@ -248,83 +142,3 @@ def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:
     if len(set(cleaned)) != len(cleaned):
         raise InvalidArgumentError("addresses", "an address comes twice")
     return cleaned
-
-
-def discover(addresses: str | Iterable[str], patience: Patience) -> Peers:
-    """Ask the given members who the shards are, and connect to all of them.
-
-    Any one member that knows every address is enough. When none does (shards started without peers), the given
-    addresses must be all shards, in any order: each is asked which shard it is.
-    """
-    given = parse_addresses(addresses)
-    asked = {address: Peer(address) for address in given}
-    try:
-        topology, by_shard = _ask(asked, patience)
-        peers = [asked.get(address) or Peer(address) for address in by_shard]
-    except BaseException:
-        for peer in asked.values():
-            peer.close()
-        raise
-    for address, peer in asked.items():
-        if address not in by_shard:
-            peer.close()
-    return Peers(topology._replace(addresses=by_shard), peers, patience)
-
-
-def _ask(asked: dict[str, Peer], patience: Patience) -> tuple[Topology, tuple[str, ...]]:
-    """The record to go by and the shards' addresses in order."""
-    answers: dict[str, admin_pb2.TopologyResponse] = {}
-    deadline = time.monotonic() + patience.retry_s
-    attempt = 0
-    while True:
-        silent = _ask_once(asked, answers, patience.timeout_s)
-        known = [topology_from_proto(answer.topology) for answer in answers.values()]
-        complete = [record for record in known if record.num_shards == len(record.addresses) > 0]
-        if complete:
-            newest = max(complete, key=lambda record: record.epoch)
-            return newest, newest.addresses
-        if not silent:
-            return _assemble(answers)
-        delay_s = patience.delay_s(attempt, random.random())
-        if time.monotonic() + delay_s >= deadline:
-            raise next(iter(silent.values()))
-        threading.Event().wait(delay_s)
-        attempt += 1
-
-
-def _ask_once(
-    asked: dict[str, Peer], answers: dict[str, admin_pb2.TopologyResponse], timeout_s: float
-) -> dict[str, Exception]:
-    request = admin_pb2.TopologyRequest().SerializeToString()
-    silent: dict[str, Exception] = {}
-    futures = [
-        (address, peer.unary("Topology").future(request, timeout=timeout_s))
-        for address, peer in asked.items()
-        if address not in answers
-    ]
-    for address, future in futures:
-        error = future.exception()
-        if error is None:
-            answers[address] = admin_pb2.TopologyResponse.FromString(future.result())
-        elif _is_retried(error):
-            silent[address] = from_rpc_error(error, address)
-        else:
-            raise from_rpc_error(error, address)
-    return silent
-
-
-def _assemble(answers: dict[str, admin_pb2.TopologyResponse]) -> tuple[Topology, tuple[str, ...]]:
-    num_shards = next(iter(answers.values())).topology.num_shards
-    by_shard = {answer.shard: address for address, answer in answers.items()}
-    for address, answer in answers.items():
-        if answer.topology.num_shards != num_shards:
-            raise InvalidArgumentError("addresses", f"{address} is one of {answer.topology.num_shards} shards")
-    for address, answer in answers.items():
-        if by_shard[answer.shard] != address:
-            raise InvalidArgumentError("addresses", f"{address} and {by_shard[answer.shard]} are both {answer.shard}")
-    missing = sorted(set(range(num_shards)) - set(by_shard))
-    if missing:
-        raise InvalidArgumentError("addresses", f"shard {missing[0]} of {num_shards} is not among {list(answers)}")
-    epoch = max(answer.topology.epoch for answer in answers.values())
-    addresses = tuple(by_shard[shard] for shard in range(num_shards))
-    return Topology(epoch, addresses, num_shards), addresses

@@ -1,7 +1,7 @@
 """What every call of a remote store needs: the shards, the tables' specs, and one error out of several answers.
 
-Specs are remembered, because they decide how ids are split; one that turns out stale is read again. All methods may be
-called from any thread.
+Specs are remembered, because they decide how ids are split; one that turns out stale is read again, and so are all when
+other shards have taken over. All methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from embedstore.cluster import Call, Cluster, Plan, Reply, Route
 from embedstore.errors import (
     EmbedstoreError,
     GapError,
@@ -22,7 +23,7 @@ from embedstore.errors import (
     WrongShardError,
 )
 from embedstore.interface import StreamState
-from embedstore.peers import Call, Patience, Peers
+from embedstore.peers import Deadline, Patience
 from embedstore.spec import TableSpec
 from embedstore.status import Topology
 from embedstore.v1 import admin_pb2
@@ -34,29 +35,31 @@ T = TypeVar("T")
 class Session:
     """The base of a remote store; see the module."""
 
-    def __init__(self, peers: Peers) -> None:
+    def __init__(self, peers: Cluster) -> None:
         self.peers = peers
         self._lock = threading.Lock()
         self._specs: dict[str, TableSpec] = {}
+        self._specs_epoch = 0
 
     @property
     def topology(self) -> Topology:
-        """The shards this store goes by."""
+        """The shards this store goes by now."""
         return self.peers.topology
 
     def tables(self) -> dict[str, TableSpec]:
         """The spec of every table by name."""
-        request = admin_pb2.ListTablesRequest(epoch=self.topology.epoch)
-        data = self.peers.call(0, "ListTables", request.SerializeToString())
-        message = self.decoded(0, admin_pb2.ListTablesResponse.FromString, data)
-        specs = {spec.name: self.decoded(0, TableSpec.from_proto, spec) for spec in message.tables}
+        epoch = self.topology.epoch
+        request = admin_pb2.ListTablesRequest()
+        [reply] = self.replies(lambda route: [Call(0, "ListTables", with_epoch(request, route))])
+        message = decoded(reply, admin_pb2.ListTablesResponse.FromString)
+        specs = {spec.name: decoded_from(reply.address, TableSpec.from_proto, spec) for spec in message.tables}
         with self._lock:
-            self._specs = dict(specs)
+            self._specs, self._specs_epoch = dict(specs), epoch
         return specs
 
     def spec(self, table: str) -> TableSpec:
         """The spec of a table; :class:`TableNotFoundError`."""
-        spec = self._specs.get(table)
+        spec = self._specs.get(table) if self._specs_epoch == self.topology.epoch else None
         if spec is None:
             spec = self.tables().get(table)
             if spec is None:
@@ -85,39 +88,38 @@ class Session:
 
     def create_table(self, spec: TableSpec) -> bool:
         """See :class:`embedstore.interface.Store`."""
-        request = admin_pb2.CreateTableRequest(epoch=self.topology.epoch, spec=spec.to_proto())
-        answers = self.ask_all("CreateTable", request, admin_pb2.CreateTableResponse)
+        answers = self.ask_all(
+            "CreateTable", admin_pb2.CreateTableRequest(spec=spec.to_proto()), admin_pb2.CreateTableResponse
+        )
         return any(answer.created for answer in answers)
 
     def alter_table(self, spec: TableSpec) -> None:
         """See :class:`embedstore.interface.Store`."""
-        request = admin_pb2.AlterTableRequest(epoch=self.topology.epoch, spec=spec.to_proto())
         self.forget([spec.name])
-        self.ask_all("AlterTable", request, admin_pb2.AlterTableResponse)
+        self.ask_all("AlterTable", admin_pb2.AlterTableRequest(spec=spec.to_proto()), admin_pb2.AlterTableResponse)
 
     def drop_table(self, table: str) -> None:
         """See :class:`embedstore.interface.Store`. A shard without it, after a drop that broke off, is passed over."""
-        request = admin_pb2.DropTableRequest(epoch=self.topology.epoch, table=table).SerializeToString()
         self.forget([table])
-        outcomes = self.peers.call_all([Call(shard, "DropTable", request) for shard in range(len(self.peers))])
+        replies = self.peers.ask(_to_all("DropTable", admin_pb2.DropTableRequest(table=table)))
+        outcomes = [reply.outcome for reply in replies]
         if not all(isinstance(outcome, TableNotFoundError) for outcome in outcomes):
             outcomes = [b"" if isinstance(outcome, TableNotFoundError) else outcome for outcome in outcomes]
-        self.raise_worst(outcomes, [])
+        self.raise_worst(outcomes)
 
     def ask_all(self, method: str, request: Any, kind: Any, patience: Patience | None = None) -> list[Any]:
         """The same question to every shard; their answers in order."""
-        data = request.SerializeToString()
-        outcomes = self.peers.call_all([Call(s, method, data) for s in range(len(self.peers))], patience)
-        self.raise_worst(outcomes, [])
-        return [self.decoded(shard, kind.FromString, outcome) for shard, outcome in enumerate(outcomes)]
+        return [decoded(reply, kind.FromString) for reply in self.replies(_to_all(method, request), patience)]
 
-    def answers(self, calls: Sequence[Call]) -> list[bytes]:
-        """The answers of all calls, or the worst error."""
-        outcomes = self.peers.call_all(calls)
-        self.raise_worst(outcomes, [])
-        return [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+    def replies(self, plan: Plan, patience: Patience | None = None) -> list[Reply]:
+        """The answers to all calls of ``plan``, or the worst error."""
+        replies = self.peers.ask(plan, Deadline(patience) if patience else None)
+        self.raise_worst([reply.outcome for reply in replies])
+        return replies
 
-    def raise_worst(self, outcomes: Sequence[bytes | Exception], streams: Sequence[Mapping[str, StreamState]]) -> None:
+    def raise_worst(
+        self, outcomes: Sequence[bytes | Exception], streams: Sequence[Mapping[str, StreamState]] = ()
+    ) -> None:
         """Raise what the caller must know first: a refusal, then silence, then a gap with all shards' watermarks."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if not errors:
@@ -137,9 +139,31 @@ class Session:
                 merged[stream].update(state.watermarks)
         raise GapError({stream: sorted(positions) for stream, positions in merged.items()})
 
-    def decoded(self, shard: int, decode: Callable[[Any], T], data: Any) -> T:
-        """An answer read by ``decode``; one that cannot be read is the shard's fault, not the caller's."""
-        try:
-            return decode(data)
-        except (ValueError, DecodeError) as error:
-            raise EmbedstoreError(f"{self.peers.address(shard)}: malformed answer: {error}") from error
+
+def decoded(reply: Reply, decode: Callable[[bytes], T]) -> T:
+    """An answer read by ``decode``; one that cannot be read is the shard's fault, not the caller's."""
+    assert isinstance(reply.outcome, bytes)
+    return decoded_from(reply.address, decode, reply.outcome)
+
+
+def decoded_from(address: str, decode: Callable[[Any], T], data: Any) -> T:
+    """As :func:`decoded`, of what came from ``address``."""
+    try:
+        return decode(data)
+    except (ValueError, DecodeError) as error:
+        raise EmbedstoreError(f"{address}: malformed answer: {error}") from error
+
+
+def with_epoch(request: Any, route: Route) -> bytes:
+    """The request as the sender of this route's epoch sends it."""
+    request.epoch = route.epoch
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def _to_all(method: str, request: Any) -> Plan:
+    def plan(route: Route) -> list[Call]:
+        data = with_epoch(request, route)
+        return [Call(shard, method, data) for shard in range(len(route))]
+
+    return plan

@@ -160,6 +160,11 @@ def to_status(error: Exception) -> grpc.Status:
     return rpc_status.to_status(status)
 
 
+def is_refusal(error: grpc.RpcError) -> bool:
+    """Whether one of our servers answered, and said no: then it has done nothing."""
+    return _detail(error) is not None
+
+
 def from_rpc_error(error: grpc.RpcError, address: str) -> Exception:
     """The error that the peer at ``address`` raised, or what stands for a failure of the call itself."""
     detail = _detail(error)

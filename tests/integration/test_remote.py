@@ -176,6 +176,6 @@ def test_a_server_that_answers_nonsense_is_not_the_callers_fault(answer: bytes) 
 
 def test_a_scan_that_meets_a_closed_channel_is_no_mistake_of_the_caller(store: RemoteStore) -> None:
     pieces = store.scan("counted")
-    store.peers._peers[0].close()  # as far as another thread's close() may have come
+    store.peers._route.peers[0].close()  # as far as another thread's close() may have come
     with pytest.raises(es.EmbedstoreError, match="closed"):
         list(pieces)

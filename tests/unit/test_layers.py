@@ -18,7 +18,7 @@ LAYERS = (
     {"checkpoint", "manifest", "records", "segments"},
     {"origins", "store", "table_set", "writing"},
     {"messages", "placement", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
-    {"batches", "client", "client_streams", "nn", "peers", "session"},
+    {"batches", "client", "client_streams", "cluster", "discovery", "nn", "peers", "session", "updates"},
     {"server"},
     {"cli"},
 )

@@ -1,0 +1,113 @@
+"""Who the shards are: what members answer when they are asked for their topology record.
+
+A record counts when it is *complete*, that is, names every shard's address; of several the one with the highest epoch.
+Followers are asked like any other member, but what they say of themselves makes no record. Usable from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from embedstore.errors import ClosedError, EmbedstoreError, InvalidArgumentError
+from embedstore.peers import Deadline, Patience, Peer, parse_addresses
+from embedstore.placement import NUM_SHARDS_MAX
+from embedstore.status import SILENT, Topology, from_rpc_error, topology_from_proto
+from embedstore.v1 import admin_pb2
+
+log = logging.getLogger(__name__)
+
+
+class Answers(NamedTuple):
+    """What members said by their addresses; who could not be reached; and who answered something else."""
+
+    found: dict[str, admin_pb2.TopologyResponse]
+    silent: dict[str, Exception]
+    failed: dict[str, Exception]
+
+
+def is_complete(record: Topology) -> bool:
+    """Whether the record names every shard's address, in a form that can be."""
+    if record.epoch < 1 or record.num_shards < 1 or len(record.addresses) != record.num_shards:
+        return False
+    try:
+        return parse_addresses(record.addresses) == record.addresses
+    except InvalidArgumentError:
+        return False
+
+
+def newest(answers: Mapping[str, admin_pb2.TopologyResponse]) -> Topology | None:
+    """The complete record with the highest epoch."""
+    records = [topology_from_proto(answer.topology) for answer in answers.values() if not answer.follower]
+    return max(filter(is_complete, records), key=lambda record: record.epoch, default=None)
+
+
+def ask(peers: Mapping[str, Peer], timeout_s: float) -> Answers:
+    """Ask these members side by side. :class:`ClosedError` when a channel was closed meanwhile."""
+    request = admin_pb2.TopologyRequest().SerializeToString()
+    answers = Answers({}, {}, {})
+    try:
+        futures = {
+            address: peer.unary("Topology").future(request, timeout=timeout_s) for address, peer in peers.items()
+        }
+        outcomes = {address: future.exception() or future.result() for address, future in futures.items()}
+    except (ValueError, grpc.FutureCancelledError) as error:
+        raise ClosedError(str(error)) from error
+    for address, outcome in outcomes.items():
+        if isinstance(outcome, grpc.RpcError):
+            refused = answers.silent if outcome.code() in SILENT else answers.failed
+            refused[address] = from_rpc_error(outcome, address)
+            continue
+        try:
+            answers.found[address] = admin_pb2.TopologyResponse.FromString(outcome)
+        except DecodeError as error:
+            answers.failed[address] = EmbedstoreError(f"{address}: malformed answer: {error}")
+    return answers
+
+
+def first_record(peers: Mapping[str, Peer], patience: Patience) -> Topology:
+    """The record to begin with, from members that may still be starting.
+
+    Any one that knows every address is enough. When none does (shards started without peers), these must be all
+    shards, in any order: each is asked which shard it is.
+    """
+    found: dict[str, admin_pb2.TopologyResponse] = {}
+    deadline, never = Deadline(patience), threading.Event()
+    while True:
+        waiting = {address: peer for address, peer in peers.items() if address not in found}
+        answers = ask(waiting, patience.timeout_s)
+        found.update(answers.found)
+        record = newest(found)
+        if record is not None:
+            return record
+        if answers.failed:
+            raise next(iter(answers.failed.values()))
+        if not answers.silent:
+            return _assembled(found)
+        if not deadline.pause(never):
+            raise next(iter(answers.silent.values()))
+
+
+def _assembled(found: Mapping[str, admin_pb2.TopologyResponse]) -> Topology:
+    """The record of members of which none knows the others; beside a shard, followers are no shards."""
+    shards = {address: answer for address, answer in found.items() if not answer.follower} or dict(found)
+    num_shards = next(iter(shards.values())).topology.num_shards
+    by_shard = {answer.shard: address for address, answer in shards.items()}
+    for address, answer in shards.items():
+        if not 1 <= answer.topology.num_shards <= NUM_SHARDS_MAX:
+            raise EmbedstoreError(f"{address}: malformed answer: one of {answer.topology.num_shards} shards")
+        if answer.topology.num_shards != num_shards:
+            raise InvalidArgumentError("addresses", f"{address} is one of {answer.topology.num_shards} shards")
+    for address, answer in shards.items():
+        if by_shard[answer.shard] != address:
+            raise InvalidArgumentError("addresses", f"{address} and {by_shard[answer.shard]} are both {answer.shard}")
+    missing = sorted(set(range(num_shards)) - set(by_shard))
+    if missing:
+        raise InvalidArgumentError("addresses", f"shard {missing[0]} of {num_shards} is not among {list(shards)}")
+    epoch = max(answer.topology.epoch for answer in shards.values())
+    return Topology(epoch, tuple(by_shard[shard] for shard in range(num_shards)), num_shards)
