@@ -11,7 +11,9 @@ import os
 import re
 import struct
 import threading
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,8 @@ from embedstore.errors import CheckpointFailedError, CorruptCheckpointError
 MAGIC = b"ESSEGMNT"
 FORMAT = 1
 HEADER_BYTES = 16
+PART_BYTES = 32 << 20
+PARTS_MAX = 2
 _NAME = re.compile(r"(\d{16})\.seg")
 _log = logging.getLogger(__name__)
 
@@ -74,7 +78,11 @@ def remove_segments(directory: Path, numbers: Iterable[int]) -> None:
 
 
 class SegmentWriter:
-    """One new segment; its file appears with the first blob. For one thread. :class:`CheckpointFailedError`."""
+    """One new segment; its file appears with the first blob. For one thread. :class:`CheckpointFailedError`.
+
+    What was appended goes to the disk while the next blobs are made, and leaves the file cache then: so a checkpoint
+    takes the memory of a few parts, not that of everything it writes, and new file cache is what writing costs most.
+    """
 
     def __init__(self, directory: Path, number: int) -> None:
         self.number = number
@@ -82,6 +90,9 @@ class SegmentWriter:
         self._path = segment_path(directory, number)
         self._file: BinaryIO | None = None
         self._offset = 0
+        self._handed = 0
+        self._behind: ThreadPoolExecutor | None = None
+        self._parts: deque[Future[None]] = deque()
 
     def append(self, data: bytes) -> Blob:
         """Write one blob; it is durable after :meth:`sync`."""
@@ -91,18 +102,36 @@ class SegmentWriter:
                 self._file.write(header())
                 self._offset = HEADER_BYTES
             self._file.write(data)
+            blob = Blob(self.number, self._offset, len(data), crc32c(data))
+            self._offset += len(data)
+            self.bytes_written += len(data)
+            if self._offset - self._handed >= PART_BYTES:
+                self._hand_over()
         except OSError as problem:
             raise CheckpointFailedError(str(self._path), str(problem)) from problem
-        blob = Blob(self.number, self._offset, len(data), crc32c(data))
-        self._offset += len(data)
-        self.bytes_written += len(data)
         return blob
+
+    def _hand_over(self) -> None:
+        """Have another thread write back what there is; waits when it is ``PARTS_MAX`` parts behind. OSError."""
+        assert self._file is not None
+        self._file.flush()
+        if self._behind is None:
+            self._behind = ThreadPoolExecutor(1, thread_name_prefix="segment-writer")
+        while len(self._parts) >= PARTS_MAX:
+            self._parts.popleft().result()
+        begin, self._handed = self._handed, self._offset
+        self._parts.append(self._behind.submit(_write_back, self._file.fileno(), begin, self._offset - begin))
 
     def sync(self) -> None:
         """Make everything appended durable, the file's name included."""
         if self._file is None:
             return
         try:
+            if self._behind is not None:
+                self._hand_over()
+                while self._parts:
+                    self._parts.popleft().result()
+                self._behind.shutdown()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -112,12 +141,19 @@ class SegmentWriter:
 
     def discard(self) -> None:
         """Give the file up: nothing refers to it."""
+        if self._behind is not None:
+            self._behind.shutdown()
         if self._file is not None:
             try:
                 self._file.close()
             except OSError as problem:
                 _log.warning("closing an abandoned segment: %s", problem)
             remove_segments(self._path.parent, [self.number])
+
+
+def _write_back(handle: int, begin: int, length: int) -> None:
+    os.fdatasync(handle)
+    os.posix_fadvise(handle, begin, length, os.POSIX_FADV_DONTNEED)
 
 
 class SegmentReader:

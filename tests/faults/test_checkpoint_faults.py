@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from checkpoints import (
 )
 
 import embedstore as es
+from embedstore import segments as segments_module
 from embedstore.manifest import STORE_KEY, Manifest
 from embedstore.store import LocalStore
 from embedstore.v1 import manifest_pb2
@@ -257,13 +259,18 @@ def test_a_directory_has_one_owner(path: Path) -> None:
 # -- what cannot be written
 
 
-def test_a_checkpoint_that_does_not_fit_changes_nothing(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part_bytes", [segments_module.PART_BYTES, 10_000])
+def test_a_checkpoint_that_does_not_fit_changes_nothing(
+    path: Path, tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments_module, "PART_BYTES", part_bytes)
     with LocalStore(path) as store:
         saved = state(store)
         store.push({"items": (np.arange(100, 20_000, dtype=np.uint64), ones(19_900))})
         push_events(store, 200, 300)
         with file_size_limit(100_000), pytest.raises(es.CheckpointFailedError):
             store.checkpoint()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("segment-writer")]
         np.testing.assert_array_equal(counts(store), expected_counts(300))
         assert store.watermarks()[STREAM].durable == 200
         left = crash(path, tmp_path / "crash")
