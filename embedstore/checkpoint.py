@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from embedstore.errors import (
     InvalidArgumentError,
     UnsupportedError,
 )
-from embedstore.manifest import FORMAT, STORE_KEY, Manifest, ManifestContents, table_key
+from embedstore.manifest import FORMAT, MANIFEST_NAME, STORE_KEY, Manifest, ManifestContents, table_key
 from embedstore.records import (
     ChunkRecord,
     TableRecord,
@@ -85,10 +86,11 @@ class Checkpointer:
     """
 
     def __init__(self, path: Path, shard: int, num_shards: int) -> None:
+        self._path = path
         self._segments = path / "segments"
         self._shard, self._num_shards = shard, num_shards
         self._make_directories(path)
-        self._manifest = Manifest(path / "manifest")
+        self._manifest = Manifest(path / MANIFEST_NAME)
         try:
             self.contents: ManifestContents = self._manifest.read()
             self._sizes = self._check_directory()
@@ -211,6 +213,13 @@ class Checkpointer:
         with self._mutex:
             self._write({table_key(table.spec.name): record.to_proto(table.spec)})
             self._records[table.spec.name] = record
+
+    def take_over(self, table: Table) -> None:
+        """Hold a table that comes with rows: the next checkpoint records it and them in one write."""
+        watermarks = watermarks_by_chunk(table)
+        chunks = tuple(ChunkRecord(chunk, 0, 0, 0, watermarks[chunk], ()) for chunk in table.chunks)
+        with self._mutex:
+            self._records[table.spec.name] = TableRecord(table, {}, chunks)
 
     def alter_table(self, table: Table, spec: TableSpec) -> None:
         """Record and then make a change of the spec."""
@@ -337,3 +346,9 @@ class Checkpointer:
         """Give the directory back. Nothing is written."""
         with self._checkpointing, self._mutex:
             self._manifest.close()
+
+    def remove(self) -> None:
+        """Give the directory back as empty as it was. OSError."""
+        self.close()
+        for directory in (self._segments, self._path / MANIFEST_NAME):
+            shutil.rmtree(directory)

@@ -1,7 +1,8 @@
 """Who the shards are: what members answer when they are asked for their topology record.
 
 A record counts when it is *complete*, that is, names every shard's address; of several the one with the highest epoch.
-Followers are asked like any other member, but what they say of themselves makes no record. Usable from any thread.
+Followers are asked like any other member, but what they say of themselves makes no record; a standby says what it knows
+of those that it follows. Usable from any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import grpc
 from google.protobuf.message import DecodeError
 
-from embedstore.errors import ClosedError, EmbedstoreError, InvalidArgumentError
+from embedstore.errors import ClosedError, EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.peers import Deadline, Patience, Peer, parse_addresses
 from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import SILENT, Topology, from_rpc_error, topology_from_proto
@@ -43,7 +44,8 @@ def is_complete(record: Topology) -> bool:
 
 def newest(answers: Mapping[str, admin_pb2.TopologyResponse]) -> Topology | None:
     """The complete record with the highest epoch."""
-    records = [topology_from_proto(answer.topology) for answer in answers.values() if not answer.follower]
+    spoken = [answer for answer in answers.values() if answer.standby or not answer.follower]
+    records = [topology_from_proto(answer.topology) for answer in spoken]
     return max(filter(is_complete, records), key=lambda record: record.epoch, default=None)
 
 
@@ -81,7 +83,11 @@ def first_record(peers: Mapping[str, Peer], patience: Patience) -> Topology:
     while True:
         waiting = {address: peer for address, peer in peers.items() if address not in found}
         answers = ask(waiting, patience.timeout_s)
-        found.update(answers.found)
+        for address, answer in answers.found.items():
+            if answer.standby and not is_complete(topology_from_proto(answer.topology)):
+                answers.silent[address] = UnavailableError(address, "is a standby that does not know its leaders yet")
+            else:
+                found[address] = answer
         record = newest(found)
         if record is not None:
             return record

@@ -175,7 +175,8 @@ class LeaderState:
 class StoreStats:
     """Numbers of one store; a remote store sums over its shards. ``leaders`` is empty unless it is a follower.
 
-    ``corrupt_chunks``: chunks that fell back at the last start because a blob of theirs was unreadable.
+    ``corrupt_chunks``: chunks that fell back at the last start because a blob of theirs was unreadable. ``standbys``:
+    addresses of those that what is durable waits for.
     """
 
     tables: Mapping[str, TableStats]
@@ -185,6 +186,7 @@ class StoreStats:
     followers: int = 0
     leaders: tuple[LeaderState, ...] = ()
     corrupt_chunks: int = 0
+    standbys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,15 @@ from google.protobuf.message import DecodeError, Message
 from rocksdict import DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 
 from embedstore.errors import CheckpointFailedError, CorruptCheckpointError, StoreLockedError
-from embedstore.v1 import manifest_pb2, store_pb2
+from embedstore.v1 import admin_pb2, manifest_pb2, store_pb2
 
 FORMAT = 2
 """Of the whole directory: it counts up with the format of what the blobs hold, too."""
+MANIFEST_NAME = "manifest"
+"""Of its directory within the store's."""
 STORE_KEY = b"store"
+TOPOLOGY_KEY = b"topology"
+ACQUAINTANCES_KEY = b"acquaintances"
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +52,8 @@ class ManifestContents:
     tables: list[manifest_pb2.TableManifest] = field(default_factory=list)
     streams: list[manifest_pb2.StreamManifest] = field(default_factory=list)
     dense: list[store_pb2.DenseSet] = field(default_factory=list)
+    topology: admin_pb2.TopologyRecord | None = None
+    acquaintances: list[str] = field(default_factory=list)
 
 
 class Manifest:
@@ -85,6 +91,10 @@ class Manifest:
             kind, _, _ = key.partition(b"/")
             if key == STORE_KEY:
                 contents.store = self._parse(manifest_pb2.StoreManifest(), key, value)
+            elif key == TOPOLOGY_KEY:
+                contents.topology = self._parse(admin_pb2.TopologyRecord(), key, value)
+            elif key == ACQUAINTANCES_KEY:
+                contents.acquaintances = list(self._parse(manifest_pb2.Acquaintances(), key, value).addresses)
             elif kind == b"table":
                 contents.tables.append(self._parse(manifest_pb2.TableManifest(), key, value))
             elif kind == b"stream":

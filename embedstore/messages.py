@@ -83,6 +83,7 @@ def stats_to_proto(stats: StoreStats) -> admin_pb2.StatsResponse:
         uptime_s=stats.uptime_s,
         followers=stats.followers,
         corrupt_chunks=stats.corrupt_chunks,
+        standbys=stats.standbys,
         leaders=[
             admin_pb2.LeaderState(
                 address=leader.address,
@@ -105,6 +106,7 @@ def stats_from_proto(message: admin_pb2.StatsResponse) -> StoreStats:
         uptime_s=message.uptime_s,
         followers=message.followers,
         corrupt_chunks=message.corrupt_chunks,
+        standbys=tuple(message.standbys),
         leaders=tuple(
             LeaderState(leader.address, leader.connected, leader.age_s, leader.deltas, leader.reconnects)
             for leader in message.leaders
@@ -130,6 +132,7 @@ def merge_stats(shards: Sequence[StoreStats]) -> StoreStats:
         last_checkpoint_s=min(stats.last_checkpoint_s for stats in shards),
         uptime_s=min(stats.uptime_s for stats in shards),
         followers=sum(stats.followers for stats in shards),
+        standbys=tuple(address for stats in shards for address in stats.standbys),
         corrupt_chunks=sum(stats.corrupt_chunks for stats in shards),
         leaders=tuple(leader for stats in shards for leader in stats.leaders),
     )

@@ -11,9 +11,11 @@ What must always hold:
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -32,6 +34,8 @@ ORIGINS_PER_PUSH_MAX = 4096
 STREAMS_MAX = 1 << 16
 CLIENT_STREAMS_MAX = 1024
 GENERATION_MAX = 2**63 - 1
+STANDBY_SILENCE_S = 10.0
+_log = logging.getLogger(__name__)
 
 Watermarks = Mapping[str, int]
 
@@ -98,15 +102,23 @@ class Stream:
         return manifest_pb2.StreamManifest(stream=self.name, begin=begin, generation=self.generation)
 
 
+@dataclass(frozen=True)
+class _Standby:
+    applied: Watermarks
+    heard_s: float
+
+
 class Streams:
     """The registry of streams, and the durable watermarks of the tables. Callers keep the rules of the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self.gate = Gate()
         self._mutex = threading.Lock()
         self._known: dict[str, Stream] = {}
         self._clients: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._durable: Mapping[str, Watermarks] = {}
+        self._standbys: dict[str, _Standby] = {}
+        self._monotonic_s = monotonic_s
 
     def get(self, name: str) -> Stream:
         """The stream, or :class:`UnknownStreamError`."""
@@ -199,8 +211,38 @@ class Streams:
         """Where the stream stands, given every watermark its chunks have (none: the store has no tables)."""
         stream = self.get(name)
         distinct = sorted(set(watermarks)) or [stream.position]
-        durable = [known.get(name, stream.begin) for known in self._durable.values()]
-        return StreamState(distinct[0], min(durable, default=stream.begin), tuple(distinct), stream.generation)
+        return StreamState(distinct[0], self._durable_of(stream), tuple(distinct), stream.generation)
+
+    def _durable_of(self, stream: Stream) -> int:
+        held = [*self._durable.values(), *self._listed().values()]
+        return min((known.get(stream.name, stream.begin) for known in held), default=stream.begin)
+
+    def standbys(self) -> tuple[str, ...]:
+        """The addresses of the listed standbys."""
+        return tuple(self._listed())
+
+    def _listed(self) -> dict[str, Watermarks]:
+        """What the listed standbys have, by address. One that has been silent for too long leaves the list."""
+        with self._mutex:
+            now_s = self._monotonic_s()
+            for address, standby in list(self._standbys.items()):
+                if now_s - standby.heard_s > STANDBY_SILENCE_S:
+                    del self._standbys[address]
+                    _log.warning("standby %s is silent: what is durable does not wait for it any more", address)
+            return {address: standby.applied for address, standby in self._standbys.items()}
+
+    def standby_applied(self, address: str, watermarks: Watermarks) -> None:
+        """A standby has everything up to these watermarks. From the moment that it has what is durable already it is
+        listed: nothing is durable then before it has it."""
+        with self._mutex:
+            listed = address in self._standbys
+        if not listed:
+            behind = any(watermarks.get(s.name, -1) < self._durable_of(s) for s in self.opened())
+            if behind:
+                return
+            _log.info("standby %s is listed: what is durable waits for it", address)
+        with self._mutex:
+            self._standbys[address] = _Standby(watermarks, self._monotonic_s())
 
     def set_durable(self, durable: Mapping[str, Watermarks]) -> None:
         """Per table the lowest watermarks that a restart would find. The gate is held alone, here and below."""

@@ -47,6 +47,8 @@ _ADMIN_METHODS = frozenset(
         "Checkpoint",
         "Topology",
         "Stats",
+        "Reassign",
+        "Activate",
     ]
 )
 

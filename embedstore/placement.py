@@ -54,7 +54,6 @@ def shard_of_dense_set(name: str, num_shards: int) -> int:
 
 def check_shard(shard: int, num_shards: int) -> None:
     """Raise :class:`InvalidArgumentError` unless ``shard`` of ``num_shards`` can exist."""
-    if not 1 <= num_shards <= NUM_SHARDS_MAX:
-        raise InvalidArgumentError("num_shards", f"must be in [1, {NUM_SHARDS_MAX}], not {num_shards}")
-    if not 0 <= shard < num_shards:
-        raise InvalidArgumentError("shard", f"must be in [0, {num_shards}), not {shard}")
+    for label, value, low, high in (("num_shards", num_shards, 1, NUM_SHARDS_MAX), ("shard", shard, 0, num_shards - 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")

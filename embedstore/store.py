@@ -12,7 +12,7 @@ Row writes are in :mod:`embedstore.writing`, the rules of streams, origins and g
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ from embedstore.interface import (
     CheckpointResult,
     DenseSet,
     StreamState,
-    SweepResult,
     check_position,
     check_stream_name,
-    check_sweep,
 )
-from embedstore.manifest import dense_key, stream_key
+from embedstore.manifest import MANIFEST_NAME, dense_key, stream_key
+from embedstore.membership import Membership
 from embedstore.origins import Stream, Watermarks, is_client
+from embedstore.placement import check_shard, chunks_of_shard
 from embedstore.spec import TableSpec
 from embedstore.table import Table
 from embedstore.table_set import TableSet, wall_clock_ms
@@ -43,10 +43,6 @@ from embedstore.v1 import manifest_pb2
 from embedstore.writing import WritableTables
 
 __all__ = ["LocalStore", "TableSet", "open", "wall_clock_ms"]
-
-NUM_SHARDS_MAX = 1 << 12
-SWEEP_STEP_ROWS = 1 << 14
-"""Rows between two looks at the clock, and what a sweep that a write waits for has ahead of it at most."""
 
 
 class LocalStore(WritableTables):
@@ -67,11 +63,12 @@ class LocalStore(WritableTables):
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         super().__init__(clock_ms=clock_ms)
-        _check_shard(shard, num_shards)
+        check_shard(shard, num_shards)
         self._shard, self._num_shards = shard, num_shards
         self._dense_lock = threading.Lock()
         self._closing = threading.Lock()
         self._last_checkpoint_ms = 0
+        self.membership = Membership()
         self._disk = None if path is None else Checkpointer(_directory(path), shard, num_shards)
         try:
             self._recover()
@@ -87,20 +84,35 @@ class LocalStore(WritableTables):
 
     # -- opening
 
+    @property
+    def num_shards(self) -> int:
+        """How many shards the store is one of."""
+        return self._num_shards
+
     def _owned(self, spec: TableSpec) -> range:
         if spec.num_chunks < self._num_shards:
             raise InvalidArgumentError(
                 "TableSpec.num_chunks", f"{spec.num_chunks} is below the number of shards, {self._num_shards}"
             )
-        first, end = (i * spec.num_chunks // self._num_shards for i in (self._shard, self._shard + 1))
-        return range(first, end)
+        return chunks_of_shard(self._shard, self._num_shards, spec.num_chunks)
 
     def _recover(self) -> None:
         if self._disk is None:
             return
         tables = self._disk.recover(self._owned)
         contents = self._disk.take_contents()
-        begins = {message.stream: message for message in contents.streams}
+        self.membership = Membership(self._disk.put, contents.topology, contents.acquaintances)
+        self._take_in(tables, contents.streams)
+        for entry in contents.dense:
+            try:
+                self.set_dense(*dense.from_proto(entry))
+            except InvalidArgumentError as problem:
+                raise CorruptCheckpointError(f"dense set {entry.name!r}", str(problem)) from problem
+        self._streams.set_durable(self._disk.durable())
+
+    def _take_in(self, tables: Sequence[Table], streams: Iterable[manifest_pb2.StreamManifest]) -> None:
+        """Hold tables that come with rows and watermarks. A stream that only chunks know begins at 0."""
+        begins = {message.stream: message for message in streams}
         for name in sorted({name for table in tables for known, _ in table.watermarks() for name in known}):
             if name not in begins:
                 begins[name] = manifest_pb2.StreamManifest(stream=name)
@@ -112,12 +124,31 @@ class LocalStore(WritableTables):
             self._streams.add(name, message.begin, message.generation, max(known, default=message.begin))
         for table in tables:
             self.add_table(table)
-        for entry in contents.dense:
-            try:
-                self.set_dense(*dense.from_proto(entry))
-            except InvalidArgumentError as problem:
-                raise CorruptCheckpointError(f"dense set {entry.name!r}", str(problem)) from problem
-        self._streams.set_durable(self._disk.durable())
+
+    def take_over(
+        self,
+        tables: Sequence[Table],
+        streams: Sequence[manifest_pb2.StreamManifest],
+        dense_sets: Mapping[str, DenseSet],
+    ) -> None:
+        """Go on with what a standby has received: each chunk as it is, with its own watermarks, in a new history whose
+        parent is the leader's. Durable when it returns. :class:`InvalidArgumentError` unless the store is empty."""
+        with self._streams.gate.alone():
+            self.check_writable()
+            if self.table_map() or self._streams.opened() or self.dense_sets():
+                raise InvalidArgumentError("path", "must name an empty directory: it holds a store already")
+            for table in tables:
+                table.branch()
+            if self._disk is not None:
+                entries: dict[bytes, Any] = {stream_key(message.stream): message for message in streams}
+                entries |= {dense_key(name): dense.to_proto(name, each) for name, each in dense_sets.items()}
+                self._disk.put(entries)
+                for table in tables:
+                    self._disk.take_over(table)
+            self._take_in(tables, streams)
+            for name, each in dense_sets.items():
+                self.set_dense(name, each)
+        self._checkpoint()
 
     def _ensure_table(self, spec: TableSpec) -> None:
         _check_spec("tables", spec)
@@ -141,7 +172,7 @@ class LocalStore(WritableTables):
         if is_client(stream):
             raise InvalidArgumentError("stream", f"{stream!r} is a client's own stream, which opens by itself")
         with self._streams.gate.alone():
-            self.check_open()
+            self.check_writable()
             taken = self._streams.next_generation(stream, generation)
             begin = self._streams.get(stream).begin if self._streams.knows(stream) else int(position)
             if self._disk is not None:
@@ -167,6 +198,19 @@ class LocalStore(WritableTables):
             for stream in self._streams.opened()
         }
 
+    def open_streams(self) -> dict[str, tuple[int, int]]:
+        """First position and generation of every stream that was opened by name."""
+        return {stream.name: (stream.begin, stream.generation) for stream in self._streams.opened()}
+
+    def standby_applied(self, address: str, watermarks: Mapping[str, int]) -> None:
+        """From now on what is durable is so at the standby too; see :meth:`Streams.standby_applied`."""
+        self._streams.standby_applied(address, watermarks)
+        self.membership.meet(address)
+
+    def standbys(self) -> tuple[str, ...]:
+        """Addresses of the standbys that what is durable waits for."""
+        return self._streams.standbys()
+
     def _state(self, stream: str) -> StreamState:
         return self._streams.state(stream, [known[stream] for known in self._watermark_sets() if stream in known])
 
@@ -188,7 +232,7 @@ class LocalStore(WritableTables):
         offered = dense.freeze(tensors, position, 0)
         entry = None if self._disk is None else dense.to_proto(dense_set, offered)
         with self._streams.gate.shared(), self._dense_lock:
-            self.check_open()
+            self.check_writable()
             for stream in offered.position:
                 self._streams.check_generation(stream, generations)
             published = self.dense_sets().get(dense_set, DenseSet({}, {}, 0))
@@ -210,7 +254,7 @@ class LocalStore(WritableTables):
         _check_spec("spec", spec)
         owned = self._owned(spec)
         with self._streams.gate.alone():
-            self.check_open()
+            self.check_writable()
             existing = self.table_map().get(spec.name)
             if existing is not None:
                 difference = spec.first_difference(existing.spec)
@@ -231,6 +275,7 @@ class LocalStore(WritableTables):
         self.check_open()
         _check_spec("spec", spec)
         with self._streams.gate.alone():
+            self.check_writable()
             table = self.table(spec.name)
             difference = spec.lasting().first_difference(table.spec.lasting())
             if difference is not None:
@@ -242,48 +287,10 @@ class LocalStore(WritableTables):
                 self._disk.alter_table(table, spec)
         self.notify()
 
-    def sweep(
-        self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False
-    ) -> dict[str, SweepResult]:
-        """See :meth:`embedstore.interface.Store.sweep`; the budget is time of ``clock_ms``, and one for each table.
-
-        Other calls go on meanwhile. What a sweep removes is durable with the next checkpoint; a kill before that brings
-        expired rows back, which stay as invisible as they were.
-        """
-        self.check_open()
-        check_sweep(budget_ms, dry_run)
-        chosen = self.table_map() if table is None else {table: self.table(table)}
-        swept = {}
-        for place, (name, target) in enumerate(chosen.items()):
-            if dry_run:
-                swept[name] = target.sweep(SWEEP_STEP_ROWS, dry_run=True)
-                continue
-            share_ms = None if budget_ms is None else budget_ms / (len(chosen) - place)
-            started_ms = self._clock_ms()
-            swept[name] = self._sweep(target, share_ms)
-            if budget_ms is not None:
-                budget_ms = max(budget_ms - (self._clock_ms() - started_ms), 0)
-            self.notify()
-        return swept
-
-    def _sweep(self, table: Table, budget_ms: float | None) -> SweepResult:
-        """Steps until the round ends or time is up, one at least. Without a budget a whole round, after what is left of
-        the one that writes are at."""
-        deadline_ms = float("inf") if budget_ms is None else self._clock_ms() + budget_ms
-        rounds = 2 if budget_ms is None and table.mid_round else 1
-        total = SweepResult(complete=False)
-        while rounds:
-            self.check_open()
-            step = table.sweep(SWEEP_STEP_ROWS)
-            rounds -= step.complete
-            total = replace(total + step, complete=not rounds)
-            if self._clock_ms() >= deadline_ms:
-                break
-        return total
-
     def drop_table(self, table: str) -> None:
         """See :meth:`embedstore.interface.Store.drop_table`; gone from the manifest before it is answered."""
         with self._streams.gate.alone():
+            self.check_writable()
             self.table(table)
             idle = self._streams.opened() if len(self.table_map()) == 1 else []
             if self._disk is not None:
@@ -325,6 +332,14 @@ class LocalStore(WritableTables):
         """Chunks that fell back at the start because a blob of theirs was unreadable."""
         return 0 if self._disk is None else len(self._disk.corrupt)
 
+    def abandon(self) -> None:
+        """Release everything without a checkpoint, and remove what is on disk: of a store that never came to be."""
+        with self._closing:
+            self._closed = True
+            if self._disk is not None:
+                self._disk.remove()
+            super().close()
+
     def close(self) -> None:
         """Checkpoint, then release everything. When that fails the store stays open and nothing is lost."""
         with self._closing:
@@ -352,10 +367,9 @@ def open(path: str | Path | None, tables: Sequence[TableSpec] = (), **options: A
     return LocalStore(path, tables, **options)
 
 
-def _check_shard(shard: int, num_shards: int) -> None:
-    for label, value, low, high in (("num_shards", num_shards, 1, NUM_SHARDS_MAX), ("shard", shard, 0, num_shards - 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidArgumentError(label, f"must be an integer in [{low}, {high}], not {value!r}")
+def is_store(path: str | Path) -> bool:
+    """Whether the directory holds a store."""
+    return (_directory(path) / MANIFEST_NAME).exists()
 
 
 def _directory(path: Any) -> Path:

@@ -95,6 +95,7 @@ class TableSet:
             followers=self._followers,
             leaders=self.leader_states(),
             corrupt_chunks=self.corrupt_chunks(),
+            standbys=self.standbys(),
         )
 
     def close(self) -> None:
@@ -114,6 +115,23 @@ class TableSet:
     def stream_states(self) -> dict[str, StreamState]:
         """Where every stream stands; none are known here."""
         return {}
+
+    def open_streams(self) -> dict[str, tuple[int, int]]:
+        """First position and generation of every stream that was opened by name; none are known here."""
+        return {}
+
+    def lowest_watermarks(self) -> dict[str, int]:
+        """Of each stream the lowest watermark of all chunks that know it."""
+        sets = [known for table in self._tables.values() for known, chunks in table.watermarks() if chunks]
+        streams = {stream for known in sets for stream in known}
+        return {stream: min(known[stream] for known in sets if stream in known) for stream in sorted(streams)}
+
+    def standby_applied(self, address: str, watermarks: Mapping[str, int]) -> None:
+        """The standby at ``address`` has applied everything up to these; nothing depends on that here."""
+
+    def standbys(self) -> tuple[str, ...]:
+        """Addresses of the standbys that what is durable waits for; none here."""
+        return ()
 
     def leader_states(self) -> tuple[LeaderState, ...]:
         """The leaders of a follower; none here."""

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from embedstore.errors import InvalidArgumentError
-from embedstore.interface import Ids, Origin, PushResult, TablePush, as_ids, as_rows
+from embedstore.interface import Ids, Origin, PushResult, SweepResult, TablePush, as_ids, as_rows, check_sweep
 from embedstore.origins import Stream, Streams, Watermarks, after, check_event_time, check_origins, is_client, is_new
 from embedstore.table import Table
 from embedstore.table_set import TableSet, check_tables, wall_clock_ms
 
 SWEEP_ROWS_MIN = 64
 """Rows that a write's step of the sweep looks at, at least."""
+
+SWEEP_STEP_ROWS = 1 << 14
+"""Rows between two looks at the clock, and what a sweep that a write waits for has ahead of it at most."""
 
 _log = logging.getLogger(__name__)
 _NO_IDS = np.empty(0, np.uint64)
@@ -46,6 +50,20 @@ class WritableTables(TableSet):
     def __init__(self, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
         super().__init__(clock_ms=clock_ms)
         self._streams = Streams()
+        self._refusal: Callable[[], Exception] | None = None
+
+    def check_writable(self) -> None:
+        """Raise :class:`ClosedError` after :meth:`close`, and after :meth:`fence` what it was given. The gate is held,
+        so that the answer stays true until the write is done."""
+        self.check_open()
+        if self._refusal is not None:
+            raise self._refusal()
+
+    def fence(self, refusal: Callable[[], Exception]) -> None:
+        """Refuse every write from now on with ``refusal()``. When this returns the last one has been applied."""
+        with self._streams.gate.alone():
+            self._refusal = refusal
+        self.notify()
 
     def push(
         self,
@@ -60,6 +78,7 @@ class WritableTables(TableSet):
         check_origins(origins)
         self._open_client_streams(origins)
         with self._streams.gate.shared():
+            self.check_writable()
             now_ms = self._clock_ms()
             pushes = {
                 name: self._checked_push(name, value, event_time_ms, now_ms)
@@ -166,6 +185,7 @@ class WritableTables(TableSet):
             raise InvalidArgumentError("origin.stream", f"{origin.stream!r} is not a client's own stream")
         self._open_client_streams(origins)
         with self._streams.gate.shared():
+            self.check_writable()
             target, now_ms = self.table(name), self._clock_ms()
 
             def apply(table: Table) -> None:
@@ -183,6 +203,46 @@ class WritableTables(TableSet):
         self.notify()
         return result
 
+    def sweep(
+        self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False
+    ) -> dict[str, SweepResult]:
+        """See :meth:`embedstore.interface.Store.sweep`; the budget is time of ``clock_ms``, and one for each table.
+
+        Other calls go on meanwhile. What a sweep removes is durable with the next checkpoint; a kill before that brings
+        expired rows back, which stay as invisible as they were.
+        """
+        self.check_open()
+        check_sweep(budget_ms, dry_run)
+        chosen = self.table_map() if table is None else {table: self.table(table)}
+        swept = {}
+        for place, (name, target) in enumerate(chosen.items()):
+            if dry_run:
+                swept[name] = target.sweep(SWEEP_STEP_ROWS, dry_run=True)
+                continue
+            share_ms = None if budget_ms is None else budget_ms / (len(chosen) - place)
+            started_ms = self._clock_ms()
+            swept[name] = self._sweep(target, share_ms)
+            if budget_ms is not None:
+                budget_ms = max(budget_ms - (self._clock_ms() - started_ms), 0)
+            self.notify()
+        return swept
+
+    def _sweep(self, table: Table, budget_ms: float | None) -> SweepResult:
+        """Steps until the round ends or time is up, one at least. Without a budget a whole round, after what is left of
+        the one that writes are at."""
+        deadline_ms = float("inf") if budget_ms is None else self._clock_ms() + budget_ms
+        rounds = 2 if budget_ms is None and table.mid_round else 1
+        total = SweepResult(complete=False)
+        while rounds:
+            with self._streams.gate.shared():
+                self.check_writable()
+                step = table.sweep(SWEEP_STEP_ROWS)
+            rounds -= step.complete
+            total = replace(total + step, complete=not rounds)
+            if self._clock_ms() >= deadline_ms:
+                break
+        return total
+
     def _open_client_streams(self, origins: Sequence[Origin]) -> None:
         """A client's own stream opens with its first request; the one that was idle for longest may have to go."""
         self.check_open()
@@ -190,7 +250,7 @@ class WritableTables(TableSet):
             if not is_client(origin.stream) or self._streams.used(origin.stream):
                 continue
             with self._streams.gate.alone():
-                self.check_open()
+                self.check_writable()
                 tables = self.table_map().values()
                 for idle in self._streams.add_client(origin.stream):
                     for table in tables:

@@ -37,6 +37,8 @@ class ServeSettings(BaseSettings):
     peers: str = ""
     follow: str = ""
     rows: str | None = None
+    standby: bool = False
+    advertise: str = ""
     checkpoint_interval_s: float = 5.0
     drain_s: float = 10.0
     workers: int = 32
@@ -61,6 +63,8 @@ class ServeSettings(BaseSettings):
             peers=_addresses(self.peers),
             follow=_addresses(self.follow),
             rows=self.rows,
+            standby=self.standby,
+            advertise=self.advertise,
             checkpoint_interval_s=self.checkpoint_interval_s,
             drain_s=self.drain_s,
             workers=self.workers,

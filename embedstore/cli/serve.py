@@ -29,6 +29,8 @@ def serve(
     peers: Annotated[str | None, typer.Option(help="Addresses of all shards in order: host:port,host:port.")] = None,
     follow: Annotated[str | None, typer.Option(help="Be a read-only follower of these shards.")] = None,
     rows: Annotated[str | None, typer.Option(help="How a follower keeps rows: fp32, fp16, int8 or int4.")] = None,
+    standby: Annotated[bool | None, typer.Option("--standby", help="Follow to take the shard's place one day.")] = None,
+    advertise: Annotated[str | None, typer.Option(help="host:port where others reach this process.")] = None,
     checkpoint_interval_s: Annotated[float | None, typer.Option(help="Seconds between checkpoints (5).")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long requests may still take at the end (10).")] = None,
     workers: Annotated[int | None, typer.Option(help="Requests that run at once (32).")] = None,
@@ -49,6 +51,8 @@ def serve(
         "peers": peers,
         "follow": follow,
         "rows": rows,
+        "standby": standby,
+        "advertise": advertise,
         "checkpoint_interval_s": checkpoint_interval_s,
         "drain_s": drain_s,
         "workers": workers,
@@ -89,8 +93,7 @@ def run(options: ShardOptions, signals: Signals) -> None:
         while not server.wait_ready(0.1) and not signals.arrived():
             pass
         if not signals.arrived():
-            what = "follower" if options.follow else f"shard {options.shard}/{options.num_shards}"
-            typer.echo(f"embedstore: serving {what} on {server.address}")
+            typer.echo(f"embedstore: {server.doing} on {server.address}")
         signals.arrived(None)
     finally:
         faulthandler.dump_traceback_later(options.drain_s + STOP_S_MAX, exit=True)

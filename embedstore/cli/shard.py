@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from embedstore import messages
-from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, show
+from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, one_line_errors, show
 from embedstore.interface import StoreStats
 from embedstore.origins import is_client
+from embedstore.peers import parse_addresses
+from embedstore.server.takeover import activate, resharded
+from embedstore.status import Topology
 from embedstore.v1 import admin_pb2
 
+Force = Annotated[bool, typer.Option("--force", help="Also when a leader cannot be reached or is behind.")]
 app = typer.Typer(help="Look at running shards and have them write checkpoints.", no_args_is_help=True)
 
 
@@ -71,6 +75,52 @@ def checkpoint(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, time
     show([row], as_json=as_json, title="checkpoint")
 
 
+@app.command()
+def promote(
+    standby: Annotated[str, typer.Argument(help="host:port of the standby that shall take its leader's place.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when the leader cannot be reached or is behind.")
+    ] = False,
+    as_json: AsJson = False,
+    timeout_s: TimeoutS = 60.0,
+) -> None:
+    """Have a standby take the place of the shard that it follows.
+
+    The leader applies its last write, sends what it still has, and refuses everything from then on. Without a leader
+    that answers this needs --force: updates without origins that it applied and did not send are gone then, and it must
+    not come back where it can reach none of the others.
+    """
+    with one_line_errors():
+        [record] = activate([standby], None, force=force, timeout_s=timeout_s)
+    show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")
+
+
+@app.command()
+def reshard(
+    to: Annotated[
+        str, typer.Option(help="Addresses of all standbys of the new number of shards: host:port,host:port.")
+    ],
+    servers: Servers = SERVERS_DEFAULT,
+    force: Force = False,
+    as_json: AsJson = False,
+    timeout_s: TimeoutS = 60.0,
+) -> None:
+    """Have standbys of another number of shards take over from all present ones, in one step.
+
+    Start a standby for each new shard first (embedstore serve --follow ... --standby --shard i/m). When it fails
+    half-way, run it again: what was begun is finished.
+    """
+    with one_line_errors():
+        targets = parse_addresses(to)
+        record = resharded(parse_addresses(servers), targets, timeout_s)
+        [record, *_] = activate(targets, record, force=force, timeout_s=timeout_s)
+    show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")
+
+
+def _record_rows(record: Topology) -> list[dict[str, Any]]:
+    return [{"shard": f"{i}/{record.num_shards}", "address": at} for i, at in enumerate(record.addresses)]
+
+
 def _row(address: str, stats: StoreStats) -> dict[str, Any]:
     age_s = time.time() - stats.last_checkpoint_s if stats.last_checkpoint_s else None
     return {
@@ -85,5 +135,6 @@ def _row(address: str, stats: StoreStats) -> dict[str, Any]:
         "uptime_s": round(stats.uptime_s, 1),
         "checkpoint_age_s": "never" if age_s is None else round(age_s, 1),
         "followers": stats.followers,
+        "standbys": ",".join(stats.standbys),
         "corrupt_chunks": stats.corrupt_chunks,
     }

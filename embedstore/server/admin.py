@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 
 from embedstore import messages
+from embedstore.errors import InvalidArgumentError
 from embedstore.server.interceptors import Guard
 from embedstore.server.serving import Serving
 from embedstore.spec import TableSpec
-from embedstore.status import topology_to_proto
+from embedstore.status import topology_from_proto, topology_to_proto
 from embedstore.v1 import admin_pb2
 
 SERVICE = "embedstore.v1.AdminService"
@@ -37,6 +38,8 @@ class AdminService:
                 "Checkpoint": guard.unary(admin_pb2.CheckpointRequest, self.checkpoint),
                 "Topology": guard.unary(admin_pb2.TopologyRequest, self.topology),
                 "Stats": guard.unary(admin_pb2.StatsRequest, self.stats),
+                "Reassign": guard.unary(admin_pb2.ReassignRequest, self.reassign),
+                "Activate": guard.unary(admin_pb2.ActivateRequest, self.activate),
             },
         )
 
@@ -88,11 +91,28 @@ class AdminService:
         """Topology: answered as soon as the port is open."""
         del request
         return admin_pb2.TopologyResponse(
-            topology=topology_to_proto(self._serving.topology),
+            topology=topology_to_proto(self._serving.known_topology()),
             shard=self._serving.shard,
             ready=self._serving.ready,
             follower=self._serving.follower,
+            standby=self._serving.standby,
+            address=self._serving.advertised,
+            fenced=self._serving.fenced,
         )
+
+    def reassign(self, request: admin_pb2.ReassignRequest) -> admin_pb2.ReassignResponse:
+        """Reassign."""
+        self._serving.adopt(topology_from_proto(request.topology))
+        return admin_pb2.ReassignResponse(fenced=self._serving.fenced, as_of_ms=self._serving.fenced_at_ms)
+
+    def activate(self, request: admin_pb2.ActivateRequest) -> admin_pb2.ActivateResponse:
+        """Activate."""
+        topology = topology_from_proto(request.topology) if request.HasField("topology") else None
+        takeover = self._serving.takeover
+        if takeover is None:
+            raise InvalidArgumentError("Activate", f"{self._serving.address} was not started as a standby")
+        record = takeover.activate(topology, force=request.force, timeout_s=request.timeout_s)
+        return admin_pb2.ActivateResponse(topology=topology_to_proto(record))
 
     def stats(self, request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
         """Stats."""

@@ -28,8 +28,9 @@ import numpy as np
 from embedstore import dense
 from embedstore._native import crc32c
 from embedstore.errors import InvalidArgumentError
+from embedstore.placement import check_shard, chunks_of_shard
 from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
-from embedstore.table import DELTA_HEADER_BYTES, Table, delta_info
+from embedstore.table import DELTA_HEADER_BYTES, ChunkStates, Table, delta_info
 from embedstore.v1 import store_pb2, sync_pb2
 
 if TYPE_CHECKING:
@@ -57,11 +58,14 @@ class Pace:
 class TableFeed:
     """What one follower has been sent of one table."""
 
-    def __init__(self, table: Table, cursors: Cursors | None, *, embeddings_only: bool) -> None:
+    def __init__(
+        self, table: Table, cursors: Cursors | None, *, embeddings_only: bool, only_chunks: range | None = None
+    ) -> None:
         self.table = table
         self.spec: TableSpec | None = None
         self._embeddings_only = embeddings_only
-        self._chunks = np.arange(table.chunks.start, table.chunks.stop, dtype=np.uint32)
+        self._range = table.chunks if only_chunks is None else _common(table.chunks, only_chunks)
+        self._chunks = np.arange(self._range.start, self._range.stop, dtype=np.uint32)
         count = len(self._chunks)
         self._incarnations = np.zeros(count, np.uint64)
         self._versions = np.zeros(count, np.uint64)
@@ -87,8 +91,8 @@ class TableFeed:
             self.spec = None
             self._incarnations[:] = 0
             self._versions[:] = 0
-        first = self.table.chunks.start
-        mine = (cursors.chunks >= first) & (cursors.chunks < self.table.chunks.stop)
+        first = self._range.start
+        mine = (cursors.chunks >= first) & (cursors.chunks < self._range.stop)
         at = cursors.chunks[mine].astype(np.int64) - first
         self._incarnations[at] = cursors.incarnations[mine]
         self._versions[at] = cursors.versions[mine]
@@ -98,12 +102,17 @@ class TableFeed:
 
     def due(self, now_ms: int, interval_ms: int, as_of_ms: int) -> np.ndarray:
         """Indexes of the chunks to send now; remembers when the next one of those that must wait is due."""
-        states = self.table.chunk_states()
+        states = self._states()
         changed = (states.incarnations != self._incarnations) | (states.versions != self._versions)
         self._complete_ms[~changed] = as_of_ms
         early = changed & (self._sent_ms > now_ms - interval_ms)
         self.next_due_ms = int(self._sent_ms[early].min()) + interval_ms if early.any() else None
         return np.flatnonzero(changed & ~early)
+
+    def _states(self) -> ChunkStates:
+        states, first = self.table.chunk_states(), self.table.chunks.start
+        mine = slice(self._range.start - first, self._range.stop - first)
+        return ChunkStates(*(column[mine] for column in states))
 
     def delta(self, index: int, now_ms: int, as_of_ms: int) -> tuple[int, bytes]:
         """The chunk at ``index`` and its delta after what was sent before."""
@@ -121,9 +130,9 @@ class TableFeed:
 
     def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
         """Watermarks and clocks that moved since the last one, of chunks that stand where the follower stands."""
-        before = self.table.chunk_states()
+        before = self._states()
         watermarks = self.table.watermarks()
-        after = self.table.chunk_states()
+        after = self._states()
         still = (before.incarnations == self._incarnations) & (before.versions == self._versions)
         still &= (after.incarnations == self._incarnations) & (after.versions == self._versions)
         numbers, indexes = self._numbers(watermarks)
@@ -156,7 +165,8 @@ class TableFeed:
         for index, (positions, chunks) in enumerate(watermarks):
             encoded = encode_watermarks(positions)
             kept[encoded] = self._number(encoded)
-            at = np.asarray(chunks, np.int64) - self.table.chunks.start
+            at = np.asarray(chunks, np.int64) - self._range.start
+            at = at[(at >= 0) & (at < len(numbers))]
             numbers[at], indexes[at] = kept[encoded], index
         self._set_numbers = kept
         return numbers, indexes
@@ -175,6 +185,12 @@ def encode_watermarks(positions: Mapping[str, int]) -> bytes:
     names = sorted((stream.encode(), position) for stream, position in positions.items())
     section = b"".join(struct.pack("<H", len(name)) + name + struct.pack("<q", position) for name, position in names)
     return section + bytes(-len(section) % 8)
+
+
+def _common(a: range, b: range) -> range:
+    """What two ranges share; empty ones lie within ``a``."""
+    first = min(max(a.start, b.start), a.stop)
+    return range(first, max(first, min(a.stop, b.stop)))
 
 
 class Feed:
@@ -200,6 +216,10 @@ class Feed:
         self._pace = Pace(interval_ms, pace.heartbeat_ms)
         self._only = frozenset(wants.only_tables)
         self._embeddings_only = wants.embeddings_only
+        self._standby = wants.standby if wants.HasField("standby") else None
+        if self._standby is not None:
+            check_shard(self._standby.shard, self._standby.num_shards)
+        self._streams: sync_pb2.OpenStreams | None = None
         self._wanted = {each.table: Cursors.from_proto(each) for each in wants.tables}
         self._tables: dict[str, TableFeed] = {}
         self._dense_checksums = dict(wants.dense_checksums)
@@ -213,6 +233,7 @@ class Feed:
         as_of_ms = self._source.as_of_ms(self._clock_ms())
         now_ms = self._monotonic_ms()
         self._moved = True
+        yield from self._opened_streams()
         yield from self._catalogue()
         yield from self._deltas(now_ms, as_of_ms)
         yield from self._dense_sets()
@@ -234,6 +255,25 @@ class Feed:
         elif name in self._wanted:
             self._wanted[name] = cursors if message.whole_table else self._wanted[name].then(cursors)
 
+    def _opened_streams(self) -> Iterator[sync_pb2.FollowResponse]:
+        if self._standby is None:
+            return
+        streams = sync_pb2.OpenStreams(
+            streams=[
+                sync_pb2.OpenStreamRecord(stream=name, begin=begin, generation=generation)
+                for name, (begin, generation) in sorted(self._source.open_streams().items())
+            ]
+        )
+        if streams != self._streams:
+            self._streams = streams
+            yield sync_pb2.FollowResponse(streams=streams)
+
+    def _chunks_for(self, spec: TableSpec) -> range | None:
+        """The chunks that a standby wants; None: all."""
+        if self._standby is None:
+            return None
+        return chunks_of_shard(self._standby.shard, self._standby.num_shards, spec.num_chunks)
+
     def _catalogue(self) -> Iterator[sync_pb2.FollowResponse]:
         """Tables that went, came, or changed their spec."""
         tables = {
@@ -253,7 +293,9 @@ class Feed:
                     problem = f"table {name!r} has nothing but embeddings here"
                     raise InvalidArgumentError("FollowWants.embeddings_only", problem)
                 cursors = self._wanted.pop(name, None)
-                feed = self._tables[name] = TableFeed(table, cursors, embeddings_only=self._embeddings_only)
+                feed = self._tables[name] = TableFeed(
+                    table, cursors, embeddings_only=self._embeddings_only, only_chunks=self._chunks_for(table.spec)
+                )
             if feed.spec != table.spec:
                 feed.spec = table.spec
                 announcement = sync_pb2.TableAnnouncement(spec=feed.spec.to_proto())

@@ -22,6 +22,7 @@ from embedstore.server.link import LeaderLink, Retry
 from embedstore.server.members import Leaders, Members
 from embedstore.server.replica import Replica
 from embedstore.table_set import wall_clock_ms
+from embedstore.v1 import sync_pb2
 
 SYNC_INTERVAL_MS = 200
 TOPOLOGY_INTERVAL_S = 5.0
@@ -49,7 +50,9 @@ class FollowerStore(Replica):
         retry: Retry | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
         monotonic_s: Callable[[], float] = time.monotonic,
+        standby: sync_pb2.StandbyPlace | None = None,
     ) -> None:
+        self._standby_place = standby
         members = Members(parse_addresses(addresses))
         if isinstance(only_tables, str):
             raise InvalidArgumentError("only_tables", "must be a sequence of table names")
@@ -95,12 +98,18 @@ class FollowerStore(Replica):
                 self._links = {}
             self.forget_leaders()
         for shard, address in leaders.addresses.items():
+            if not self._follows(shard, address, leaders):
+                continue
             if shard in self._links:
                 self._links[shard].move(address, leaders.epoch)
             else:
                 self._follow(shard, address, leaders.epoch)
         self._leaders = leaders
         self.notify()
+
+    def _follows(self, shard: int, address: str, leaders: Leaders) -> bool:
+        """Whether this leader has something that is wanted here."""
+        return True
 
     def _follow(self, shard: int, address: str, epoch: int) -> None:
         intake = Intake(
@@ -109,6 +118,7 @@ class FollowerStore(Replica):
             only_tables=self._only_tables,
             embeddings_only=self._embeddings_only,
             sync_interval_ms=self._sync_interval_ms,
+            standby=self._standby_place,
         )
         link = LeaderLink(
             shard,

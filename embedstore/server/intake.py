@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -54,19 +54,33 @@ class Holder(Protocol):
     def set_dense(self, name: str, dense_set: DenseSet) -> None:
         """Publish a dense set, whole."""
 
+    def lowest_watermarks(self) -> Mapping[str, int]:
+        """Of each stream the lowest watermark of all chunks."""
+
+    def opened(self, leader: int, streams: Mapping[str, tuple[int, int]]) -> None:
+        """Every stream that ``leader`` has open: first position and generation."""
+
 
 class Intake:
     """Takes the messages of one leader, over any number of calls. Belongs to the thread of its link; the counters may
     be read from any thread."""
 
     def __init__(
-        self, holder: Holder, leader: int, *, only_tables: Sequence[str], embeddings_only: bool, sync_interval_ms: int
+        self,
+        holder: Holder,
+        leader: int,
+        *,
+        only_tables: Sequence[str],
+        embeddings_only: bool,
+        sync_interval_ms: int,
+        standby: sync_pb2.StandbyPlace | None = None,
     ) -> None:
         self._holder = holder
         self._leader = leader
         self._only_tables = tuple(only_tables)
         self._embeddings_only = embeddings_only
         self._sync_interval_ms = sync_interval_ms
+        self._standby = standby
         self._specs: dict[str, TableSpec] = {}
         self._agreed: dict[str, tuple[TableSpec, Table]] = {}
         self._refused: set[str] = set()
@@ -92,10 +106,11 @@ class Intake:
         tables = []
         for name in self._holder.held(self._leader):
             try:
-                states = self._holder.table(name).chunk_states()
+                table = self._holder.table(name)
             except TableNotFoundError:
                 continue
-            chunks = np.arange(len(states.incarnations), dtype=np.uint32)
+            states = table.chunk_states()
+            chunks = np.arange(table.chunks.start, table.chunks.stop, dtype=np.uint32)
             tables.append(Cursors(chunks, states.incarnations, states.versions).to_proto(name))
         return sync_pb2.FollowWants(
             tables=tables,
@@ -103,6 +118,18 @@ class Intake:
             embeddings_only=self._embeddings_only,
             dense_checksums=self._dense_checksums,
             sync_interval_ms=self._sync_interval_ms,
+            standby=self._standby,
+        )
+
+    def applied(self) -> sync_pb2.WatermarkSet | None:
+        """What a standby acknowledges beside the messages themselves; None: this is not one, or lacks something."""
+        if self._standby is None or not self.complete_until_ms:
+            return None
+        return sync_pb2.WatermarkSet(
+            positions=[
+                store_pb2.StreamPosition(stream=stream, position=position)
+                for stream, position in self._holder.lowest_watermarks().items()
+            ]
         )
 
     def begin_afresh(self, name: str) -> None:
@@ -132,6 +159,9 @@ class Intake:
             self._announced(message.table.spec)
         elif kind == "dropped":
             self._dropped(message.dropped.table)
+        elif kind == "streams":
+            opened = {each.stream: (each.begin, each.generation) for each in message.streams.streams}
+            self._holder.opened(self._leader, opened)
         asked, self._asked = self._asked, defaultdict(set)
         return [
             sync_pb2.FollowRewind(cursors=Cursors.at_zero(sorted(chunks)).to_proto(name))
@@ -256,10 +286,11 @@ def _raise_watermarks(table: Table, message: sync_pb2.TableHeartbeat) -> None:
     clocks_ms = from_bytes("TableHeartbeat.clocks_ms", message.clocks_ms, "<i8", count)
     indexes = from_bytes("TableHeartbeat.watermark_indexes", message.watermark_indexes, "<u4", count)
     sets = [{each.stream: each.position for each in entry.positions} for entry in message.watermark_sets]
-    states = table.chunk_states()
-    if count and (chunks.max() >= len(states.versions) or indexes.max() >= len(sets)):
+    states, first = table.chunk_states(), table.chunks.start
+    if count and (chunks.max() >= table.chunks.stop or chunks.min() < first or indexes.max() >= len(sets)):
         raise InvalidArgumentError("TableHeartbeat", f"names a chunk or a watermark set that {message.table!r} lacks")
-    same = (states.incarnations[chunks] == incarnations) & (states.versions[chunks] == versions)
+    places = chunks.astype(np.int64) - first
+    same = (states.incarnations[places] == incarnations) & (states.versions[places] == versions)
     for index, watermarks in enumerate(sets):
         at = np.flatnonzero(same & (indexes == index))
         table.set_watermarks_of(chunks[at].tolist(), watermarks, clocks_ms[at].tolist())

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,11 @@ class Window:
 class _Call:
     """What the two threads of one call share. ``ended`` is final, whoever sets it."""
 
-    def __init__(self, window: Window, wake: Callable[[], object]) -> None:
+    def __init__(
+        self, window: Window, wake: Callable[[], object], applied: Callable[[str, Mapping[str, int]], object]
+    ) -> None:
         self._window = window
+        self._applied = applied
         self._wake = wake
         self._condition = threading.Condition()
         self._wants: sync_pb2.FollowRequest | None = None
@@ -89,8 +92,11 @@ class _Call:
             else:
                 raise InvalidArgumentError("FollowRequest.kind", "must be ack or rewind after the first message")
             self._condition.notify_all()
+            standby = self._wants.wants.standby.address
         if kind == "rewind":
             self._wake()
+        elif kind == "ack" and standby and request.ack.HasField("applied"):
+            self._applied(standby, {each.stream: each.position for each in request.ack.applied.positions})
 
     def _acknowledge(self, sequence: int) -> None:
         if sequence > self._sent:
@@ -201,7 +207,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         self, request_iterator: Iterator[sync_pb2.FollowRequest], context: grpc.ServicerContext
     ) -> Iterator[sync_pb2.FollowResponse]:
         """See sync.proto."""
-        call = _Call(self._window, self._tables.notify)
+        call = _Call(self._window, self._tables.notify, self._tables.standby_applied)
         try:
             self._admit(call)
             try:
@@ -242,7 +248,8 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         if request is None:
             return
         epoch = self._epoch()
-        if request.epoch not in (0, epoch):
+        # A standby may fetch what is left of a leader that has been replaced already.
+        if request.epoch not in (0, epoch) and not request.wants.HasField("standby"):
             raise StaleEpochError(request.epoch, epoch)
         feed = Feed(self._tables, request.wants, self._pace, clock_ms=self._clock_ms, monotonic_ms=self._monotonic_ms)
         while not call.ended:

@@ -50,6 +50,7 @@ class _Requests:
         self._queue = [sync_pb2.FollowRequest(epoch=epoch, wants=wants)]
         self._acknowledge = 0
         self._acknowledged = 0
+        self._applied: sync_pb2.WatermarkSet | None = None
         self._closed = False
         self._reader: threading.Thread | None = None
 
@@ -65,7 +66,7 @@ class _Requests:
             if self._queue:
                 return self._queue.pop(0)
             self._acknowledged = self._acknowledge
-            ack = sync_pb2.FollowAck(sequence=self._acknowledged)
+            ack = sync_pb2.FollowAck(sequence=self._acknowledged, applied=self._applied)
             return sync_pb2.FollowRequest(epoch=self._epoch, ack=ack)
 
     def rewind(self, message: sync_pb2.FollowRewind) -> None:
@@ -73,9 +74,9 @@ class _Requests:
             self._queue.append(sync_pb2.FollowRequest(epoch=self._epoch, rewind=message))
             self._condition.notify_all()
 
-    def acknowledge(self, sequence: int) -> None:
+    def acknowledge(self, sequence: int, applied: sync_pb2.WatermarkSet | None) -> None:
         with self._condition:
-            self._acknowledge = sequence
+            self._acknowledge, self._applied = sequence, applied
             self._condition.notify_all()
 
     def close(self) -> None:
@@ -256,7 +257,7 @@ class LeaderLink:
                 return
             for rewind in self._intake.take(message):
                 requests.rewind(rewind)
-            requests.acknowledge(message.sequence)
+            requests.acknowledge(message.sequence, self._intake.applied())
             self._applied()
 
     def _note(self, problem: str) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from embedstore import discovery
 from embedstore.peers import CHANNEL_OPTIONS
+from embedstore.status import Topology
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 
@@ -55,6 +57,10 @@ class Members:
             self._channels.pop(address).close()
         return self.leaders
 
+    def newest(self) -> Topology | None:
+        """The complete record with the highest epoch that anyone at the given addresses goes by."""
+        return discovery.newest(self._ask(self._given))
+
     def close(self) -> None:
         """Close all connections."""
         for channel in self._channels.values():
@@ -77,9 +83,9 @@ class Members:
 
 def choose(known: Leaders, answers: Mapping[str, admin_pb2.TopologyResponse]) -> Leaders:
     """What is known after ``answers`` (by the address that gave them)."""
-    shards = {address: each for address, each in answers.items() if not each.follower}
+    shards = {address: each for address, each in answers.items() if not each.follower and not each.fenced}
     if not shards:
-        followers = [address for address, each in answers.items() if each.follower]
+        followers = [address for address, each in answers.items() if each.follower and not each.standby]
         if not followers or known.num_shards > 1 or known.addresses.get(0) in followers:
             return known
         return Leaders(answers[followers[0]].topology.epoch, 1, {0: followers[0]})

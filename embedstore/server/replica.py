@@ -8,7 +8,7 @@ no row of the old one can stay behind.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from embedstore.errors import ReadOnlyError
@@ -36,6 +36,7 @@ class Replica(TableSet):
         self._embeddings_only = embeddings_only
         self._catalogue = threading.Lock()
         self._announced: dict[str, dict[int, TableSpec]] = {}
+        self._opened: dict[int, Mapping[str, tuple[int, int]]] = {}
 
     def hold(self, leader: int, spec: TableSpec) -> None:
         """Make ``leader``'s table exist."""
@@ -73,6 +74,23 @@ class Replica(TableSet):
         with self._catalogue:
             for announced in self._announced.values():
                 announced.clear()
+
+    def opened(self, leader: int, streams: Mapping[str, tuple[int, int]]) -> None:
+        """``leader`` has these streams open."""
+        with self._catalogue:
+            self._opened[leader] = streams
+        self.notify()
+
+    def open_streams(self) -> dict[str, tuple[int, int]]:
+        """What all leaders together have open; one that opened a stream later, or heard of an older writer, counts
+        less."""
+        merged: dict[str, tuple[int, int]] = {}
+        with self._catalogue:
+            for streams in self._opened.values():
+                for name, (begin, generation) in streams.items():
+                    first, newest = merged.get(name, (begin, generation))
+                    merged[name] = min(first, begin), max(newest, generation)
+        return merged
 
     def ask_again(self, leader: int, table: str) -> None:
         """Have the leader's part of a table sent from the beginning. Must not call back."""

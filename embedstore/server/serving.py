@@ -1,43 +1,122 @@
-"""What the services of one process share: the store once it is there, and which part of the whole it is."""
+"""What the services of one process share: the store once it is there, and which part of the whole it is.
+
+The topology record only ever moves to a higher epoch. A process that has no place in the newer record any more is
+*fenced*: its store has applied its last write before anybody learns of it, and every call is refused with the record,
+so that callers find those who took over.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import TYPE_CHECKING
 
-from embedstore.errors import ReadOnlyError, StaleEpochError, UnavailableError, WrongShardError
+from embedstore.errors import InvalidArgumentError, ReadOnlyError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.placement import shard_of_dense_set
-from embedstore.status import Topology
-from embedstore.store import LocalStore
+from embedstore.status import Topology, topology_to_proto
+from embedstore.store import LocalStore, wall_clock_ms
 
 if TYPE_CHECKING:
     from embedstore.server.leader import SyncServicer
+    from embedstore.server.takeover import Takeover
     from embedstore.table_set import TableSet
+
+log = logging.getLogger("embedstore.server")
+EPOCH_FIRST = 1
+"""Of a cluster that goes by what its members were started with: no record, no address in it, can contradict them."""
 
 
 class Serving:
-    """The state of a serving process. ``store`` is set once; everything else is fixed. Any thread may read it."""
+    """The state of a serving process. Any thread may call anything. ``advertised``: the address under which the other
+    members know it; "" until it has one of its own."""
 
-    def __init__(self, topology: Topology, shard: int, *, follower: bool = False) -> None:
+    def __init__(
+        self, topology: Topology, shard: int, *, follower: bool = False, standby: bool = False, advertised: str = ""
+    ) -> None:
         self.topology = topology
         self.shard = shard
         self.follower = follower
+        self.standby = standby
         self.address = ""
+        self.fenced_at_ms = 0
+        self.takeover: Takeover | None = None
+        self._advertised = advertised
+        self._lock = threading.Lock()
         self._store: TableSet | None = None
         self._sync: SyncServicer | None = None
 
     @property
+    def fenced(self) -> bool:
+        """Whether somebody else has this process's place."""
+        return self.fenced_at_ms > 0
+
+    @property
+    def advertised(self) -> str:
+        """Where others reach this process."""
+        return self._advertised or self.address
+
+    @property
     def ready(self) -> bool:
-        """Whether the store has been recovered."""
-        return self._store is not None
+        """Whether the store has been recovered, and may be read."""
+        return self._store is not None and not self.standby
+
+    def known_topology(self) -> Topology:
+        """The record to tell others: a standby's is that of its leaders."""
+        if self.standby and self.takeover is not None:
+            return self.takeover.leaders() or self.topology
+        return self.topology
 
     def serve(self, store: TableSet, sync: SyncServicer) -> None:
-        """Answer from now on."""
-        self._sync, self._store = sync, store
+        """Answer from now on. A store that remembers a newer record goes by it."""
+        with self._lock:
+            if isinstance(store, LocalStore) and self.topology.epoch > EPOCH_FIRST:
+                self._settle(store)
+            self._sync, self._store = sync, store
+
+    def become_shard(self, topology: Topology, shard: int) -> None:
+        """Before :meth:`serve`: the place that this process has from now on."""
+        with self._lock:
+            self.topology, self.shard = topology, shard
+            self.follower = self.standby = False
+
+    def adopt(self, topology: Topology) -> None:
+        """Go by a newer record, durably. The same one again changes nothing.
+
+        :class:`StaleEpochError` for an older one, and for another of the same epoch: somebody else took over first.
+        """
+        if topology.epoch < 1 or topology.num_shards != len(topology.addresses) or not all(topology.addresses):
+            raise InvalidArgumentError("TopologyRecord", "must name an epoch and every shard's address")
+        with self._lock:
+            current = self.topology
+            if topology == current:
+                return
+            if topology.epoch <= current.epoch:
+                raise StaleEpochError(topology.epoch, current.epoch, current)
+            if self.follower or self.standby:
+                raise ReadOnlyError(f"{self.address} has no place in a topology record: it only follows")
+            store = self.writable()
+            store.membership.adopt(topology_to_proto(topology))
+            self.topology = topology
+            self._settle(store)
+
+    def _settle(self, store: LocalStore) -> None:
+        """Fence the store when the record has no place for it."""
+        topology = self.topology
+        here = self.shard < topology.num_shards and topology.addresses[self.shard] == self.advertised
+        if here and topology.num_shards == store.num_shards:
+            return
+        place = topology.addresses[self.shard] if self.shard < topology.num_shards else "none"
+        log.warning("epoch %d has no place for %s: shard %d is %s", topology.epoch, self.advertised, self.shard, place)
+        store.fence(lambda: StaleEpochError(topology.epoch - 1, topology.epoch, topology))
+        self.fenced_at_ms = self.fenced_at_ms or wall_clock_ms()
 
     def store(self) -> TableSet:
         """What can be read; :class:`UnavailableError` while there is nothing yet."""
         if self._store is None:
-            raise UnavailableError(self.address, "has not synchronised yet" if self.follower else "still recovers")
+            waits = (
+                "is a standby" if self.standby else "has not synchronised yet" if self.follower else "still recovers"
+            )
+            raise UnavailableError(self.address, waits)
         return self._store
 
     def sync(self) -> SyncServicer:
@@ -55,7 +134,7 @@ class Serving:
 
     def check_epoch(self, epoch: int) -> None:
         """Raise :class:`StaleEpochError` unless the sender knows this assignment (0: it knows none yet)."""
-        if epoch not in (0, self.topology.epoch):
+        if self.fenced or epoch not in (0, self.topology.epoch):
             raise StaleEpochError(epoch, self.topology.epoch, self.topology)
 
     def check_dense_owner(self, dense_set: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,13 @@ from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.interceptors import Guard, parse
 from embedstore.server.leader import FOLLOWERS_MAX, SyncServicer
-from embedstore.server.serving import Serving
+from embedstore.server.membership import newest_record, watch_members
+from embedstore.server.serving import EPOCH_FIRST, Serving
+from embedstore.server.standby import Standby
+from embedstore.server.takeover import Takeover
 from embedstore.spec import TableSpec
 from embedstore.status import METADATA_BYTES_MAX, Topology
-from embedstore.store import LocalStore
+from embedstore.store import LocalStore, is_store
 from embedstore.table_set import TableSet
 from embedstore.v1 import sync_pb2
 from embedstore.wire import MESSAGE_BYTES_MAX
@@ -46,7 +49,6 @@ _native.tune_allocator()
 log = logging.getLogger("embedstore.server")
 SYNC_SERVICE = "embedstore.v1.SyncService"
 SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
-EPOCH = 1
 CUT_OFF_S = 2.0
 _numbers = itertools.count()
 SERVER_OPTIONS = (
@@ -67,7 +69,8 @@ class ShardOptions:
 
     ``listen``: host:port, port 0 for a free one. ``data``: directory, None for memory only. ``peers``: addresses of all
     shards in order, or none. ``follow``: leaders' addresses; then this is a follower and has no shard, data or tables;
-    ``rows``: how a follower keeps them, fp32, fp16, int8 or int4.
+    ``rows``: how a follower keeps them, fp32, fp16, int8 or int4. ``standby``: it follows to become that shard, with
+    that data, when it is told to. ``advertise``: where others reach it (its place in ``peers``, or ``listen``).
     ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
     """
 
@@ -79,6 +82,8 @@ class ShardOptions:
     peers: Sequence[str] = ()
     follow: Sequence[str] = ()
     rows: str | None = None
+    standby: bool = False
+    advertise: str = ""
     checkpoint_interval_s: float = 5.0
     drain_s: float = 10.0
     workers: int = 32
@@ -95,18 +100,28 @@ class ShardOptions:
         if self.peers and len(parse_addresses(self.peers)) != self.num_shards:
             raise InvalidArgumentError("peers", f"must name all {self.num_shards} shards in order")
         if self.follow:
-            parse_addresses(self.follow)
-            for name in ("data", "tables", "peers"):
-                if getattr(self, name):
-                    raise InvalidArgumentError(name, "a follower has none")
-            if self.num_shards != 1:
-                raise InvalidArgumentError("shard", "a follower has none")
-            as_row_format(self.rows)
+            self._check_follower()
         elif self.rows is not None:
             raise InvalidArgumentError("rows", "is for followers: a shard keeps float32")
+        elif self.standby:
+            raise InvalidArgumentError("follow", "a standby must follow the shards whose place it can take")
+        if self.advertise:
+            parse_addresses(self.advertise)
         host, colon, port = self.listen.rpartition(":")
         if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
             raise InvalidArgumentError("listen", f"must be host:port, not {self.listen!r}")
+
+    def _check_follower(self) -> None:
+        parse_addresses(self.follow)
+        what = "standby" if self.standby else "follower"
+        for name in ("tables", "peers") if self.standby else ("data", "tables", "peers"):
+            if getattr(self, name):
+                raise InvalidArgumentError(name, f"a {what} has none")
+        if self.num_shards != 1 and not self.standby:
+            raise InvalidArgumentError("shard", "a follower has none")
+        if self.standby and self.rows not in (None, "fp32"):
+            raise InvalidArgumentError("rows", "a standby keeps float32")
+        as_row_format(self.rows)
 
 
 class Shard:
@@ -114,13 +129,19 @@ class Shard:
 
     def __init__(self, options: ShardOptions) -> None:
         self.options = options
-        topology = Topology(EPOCH, tuple(options.peers), options.num_shards)
-        self._serving = Serving(topology, options.shard, follower=bool(options.follow))
+        self._serving = Serving(
+            Topology(EPOCH_FIRST, tuple(options.peers), options.num_shards),
+            options.shard,
+            follower=bool(options.follow),
+            standby=options.standby,
+            advertised=options.advertise or (options.peers[options.shard] if options.peers else ""),
+        )
         self._health = health.HealthServicer()
         self._stop = threading.Event()
         self._store: LocalStore | FollowerStore | None = None
+        self._standby: Standby | None = None
         self._sync: SyncServicer | None = None
-        self._background: threading.Thread | None = None
+        self._background: list[threading.Thread] = []
         self._ready = threading.Event()
         self._requests = f"request-{next(_numbers)}"
         self._pool = ThreadPoolExecutor(options.workers + options.followers_max, thread_name_prefix=self._requests)
@@ -130,6 +151,14 @@ class Shard:
     def address(self) -> str:
         """host:port as it was opened; known after :meth:`start`."""
         return self._serving.address
+
+    @property
+    def doing(self) -> str:
+        """What this process is, in words."""
+        shard = f"shard {self._serving.shard}/{self.options.num_shards}"
+        if self._serving.standby:
+            return f"standing by for {shard}"
+        return "serving follower" if self._serving.follower else f"serving {shard}"
 
     def start(self) -> None:
         """Open the port, then the data. An error (:class:`EmbedstoreError`, :class:`InvalidArgumentError`) leaves
@@ -156,8 +185,10 @@ class Shard:
         if not self._server.stop(self.options.drain_s).wait(self.options.drain_s + CUT_OFF_S):
             log.warning("some requests could not be cut off")
         self._end_requests()
-        if self._background is not None:
-            self._background.join()
+        for thread in self._background:
+            thread.join()
+        if self._standby is not None:
+            self._standby.close()
         if self._store is not None:
             self._store.close()
 
@@ -215,20 +246,48 @@ class Shard:
 
     def _open_store(self) -> None:
         options = self.options
-        if options.follow:
+        if options.standby and not (options.data and is_store(options.data)):
+            self._stand_by()
+        elif options.follow and not options.standby:
             follower = follow(",".join(options.follow), rows=options.rows, sync_interval_ms=options.sync_interval_ms)
             self._store = follower
-            self._background = threading.Thread(
-                target=self._await_sync, args=(follower,), name="await-sync", daemon=True
-            )
+            self._in_background("await-sync", lambda: self._await_sync(follower))
         else:
             store = LocalStore(options.data, options.tables, shard=options.shard, num_shards=options.num_shards)
             self._store = store
-            self._background = threading.Thread(
-                target=self._checkpoints, args=(store,), name="checkpoints", daemon=True
-            )
-            self._serve(store)
-        self._background.start()
+            if options.standby and store.membership.topology is None:
+                raise InvalidArgumentError("data", f"{options.data} was left by a takeover that did not end: remove it")
+            record = newest_record(self._serving.topology, store, options.follow)
+            self._serving.become_shard(record, options.shard)
+            self._lead(store)
+
+    def _stand_by(self) -> None:
+        options = self.options
+        standby = Standby(
+            options.follow,
+            options.shard,
+            options.num_shards,
+            self._serving.advertised,
+            sync_interval_ms=options.sync_interval_ms,
+        )
+        self._standby = standby
+
+        def lead(store: LocalStore) -> None:
+            self._store = store
+            self._lead(store)
+
+        self._serving.takeover = Takeover(standby, self._serving, options.data, lead)
+        self._ready.set()
+
+    def _lead(self, store: LocalStore) -> None:
+        self._serve(store)
+        self._in_background("checkpoints", lambda: self._checkpoints(store))
+        self._in_background("members", lambda: watch_members(self._serving, store, self.options.follow, self._stop))
+
+    def _in_background(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._background.append(thread)
+        thread.start()
 
     def _serve(self, store: TableSet) -> None:
         options = self.options

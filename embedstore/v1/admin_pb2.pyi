@@ -139,16 +139,52 @@ class TopologyRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyResponse(_message.Message):
-    __slots__ = ("topology", "shard", "ready", "follower")
+    __slots__ = ("topology", "shard", "ready", "follower", "standby", "address", "fenced")
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     FOLLOWER_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    FENCED_FIELD_NUMBER: _ClassVar[int]
     topology: TopologyRecord
     shard: int
     ready: bool
     follower: bool
-    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., shard: _Optional[int] = ..., ready: _Optional[bool] = ..., follower: _Optional[bool] = ...) -> None: ...
+    standby: bool
+    address: str
+    fenced: bool
+    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., shard: _Optional[int] = ..., ready: _Optional[bool] = ..., follower: _Optional[bool] = ..., standby: _Optional[bool] = ..., address: _Optional[str] = ..., fenced: _Optional[bool] = ...) -> None: ...
+
+class ReassignRequest(_message.Message):
+    __slots__ = ("topology",)
+    TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
+    topology: TopologyRecord
+    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ...) -> None: ...
+
+class ReassignResponse(_message.Message):
+    __slots__ = ("fenced", "as_of_ms")
+    FENCED_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_MS_FIELD_NUMBER: _ClassVar[int]
+    fenced: bool
+    as_of_ms: int
+    def __init__(self, fenced: _Optional[bool] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
+
+class ActivateRequest(_message.Message):
+    __slots__ = ("topology", "force", "timeout_s")
+    TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    topology: TopologyRecord
+    force: bool
+    timeout_s: float
+    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., force: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ActivateResponse(_message.Message):
+    __slots__ = ("topology",)
+    TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
+    topology: TopologyRecord
+    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ("epoch",)
@@ -203,7 +239,7 @@ class LeaderState(_message.Message):
     def __init__(self, address: _Optional[str] = ..., connected: _Optional[bool] = ..., age_s: _Optional[float] = ..., deltas: _Optional[int] = ..., reconnects: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks")
+    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks", "standbys")
     TABLES_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     LAST_CHECKPOINT_S_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +247,7 @@ class StatsResponse(_message.Message):
     FOLLOWERS_FIELD_NUMBER: _ClassVar[int]
     LEADERS_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableStats]
     streams: _containers.RepeatedCompositeFieldContainer[_store_pb2.StreamState]
     last_checkpoint_s: float
@@ -218,7 +255,8 @@ class StatsResponse(_message.Message):
     followers: int
     leaders: _containers.RepeatedCompositeFieldContainer[LeaderState]
     corrupt_chunks: int
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ...) -> None: ...
+    standbys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ..., standbys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
     __slots__ = ("kind", "name", "streams", "topology", "numbers", "problem")

@@ -80,6 +80,16 @@ class AdminServiceStub:
                 request_serializer=embedstore_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
                 response_deserializer=embedstore_dot_v1_dot_admin__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Reassign = channel.unary_unary(
+                '/embedstore.v1.AdminService/Reassign',
+                request_serializer=embedstore_dot_v1_dot_admin__pb2.ReassignRequest.SerializeToString,
+                response_deserializer=embedstore_dot_v1_dot_admin__pb2.ReassignResponse.FromString,
+                _registered_method=True)
+        self.Activate = channel.unary_unary(
+                '/embedstore.v1.AdminService/Activate',
+                request_serializer=embedstore_dot_v1_dot_admin__pb2.ActivateRequest.SerializeToString,
+                response_deserializer=embedstore_dot_v1_dot_admin__pb2.ActivateResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -145,6 +155,21 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reassign(self, request, context):
+        """Go by a newer topology record. Durable before it is answered; a shard that has no place in it any more has then
+        applied its last write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Activate(self, request, context):
+        """Of a standby: take the shard over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +217,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=embedstore_dot_v1_dot_admin__pb2.StatsRequest.FromString,
                     response_serializer=embedstore_dot_v1_dot_admin__pb2.StatsResponse.SerializeToString,
+            ),
+            'Reassign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reassign,
+                    request_deserializer=embedstore_dot_v1_dot_admin__pb2.ReassignRequest.FromString,
+                    response_serializer=embedstore_dot_v1_dot_admin__pb2.ReassignResponse.SerializeToString,
+            ),
+            'Activate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Activate,
+                    request_deserializer=embedstore_dot_v1_dot_admin__pb2.ActivateRequest.FromString,
+                    response_serializer=embedstore_dot_v1_dot_admin__pb2.ActivateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -438,6 +473,60 @@ class AdminService:
             '/embedstore.v1.AdminService/Stats',
             embedstore_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
             embedstore_dot_v1_dot_admin__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reassign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedstore.v1.AdminService/Reassign',
+            embedstore_dot_v1_dot_admin__pb2.ReassignRequest.SerializeToString,
+            embedstore_dot_v1_dot_admin__pb2.ReassignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Activate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/embedstore.v1.AdminService/Activate',
+            embedstore_dot_v1_dot_admin__pb2.ActivateRequest.SerializeToString,
+            embedstore_dot_v1_dot_admin__pb2.ActivateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,3 +67,9 @@ class StreamManifest(_message.Message):
     begin: int
     generation: int
     def __init__(self, stream: _Optional[str] = ..., begin: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class Acquaintances(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -43,7 +43,7 @@ class FollowRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., wants: _Optional[_Union[FollowWants, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., rewind: _Optional[_Union[FollowRewind, _Mapping]] = ...) -> None: ...
 
 class FollowWants(_message.Message):
-    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms")
+    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms", "standby")
     class DenseChecksumsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -56,18 +56,32 @@ class FollowWants(_message.Message):
     EMBEDDINGS_ONLY_FIELD_NUMBER: _ClassVar[int]
     DENSE_CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     SYNC_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableCursors]
     only_tables: _containers.RepeatedScalarFieldContainer[str]
     embeddings_only: bool
     dense_checksums: _containers.ScalarMap[str, int]
     sync_interval_ms: int
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ...) -> None: ...
+    standby: StandbyPlace
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ..., standby: _Optional[_Union[StandbyPlace, _Mapping]] = ...) -> None: ...
+
+class StandbyPlace(_message.Message):
+    __slots__ = ("shard", "num_shards", "address")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    num_shards: int
+    address: str
+    def __init__(self, shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
 
 class FollowAck(_message.Message):
-    __slots__ = ("sequence",)
+    __slots__ = ("sequence", "applied")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
-    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+    applied: WatermarkSet
+    def __init__(self, sequence: _Optional[int] = ..., applied: _Optional[_Union[WatermarkSet, _Mapping]] = ...) -> None: ...
 
 class FollowRewind(_message.Message):
     __slots__ = ("cursors", "whole_table")
@@ -78,20 +92,38 @@ class FollowRewind(_message.Message):
     def __init__(self, cursors: _Optional[_Union[TableCursors, _Mapping]] = ..., whole_table: _Optional[bool] = ...) -> None: ...
 
 class FollowResponse(_message.Message):
-    __slots__ = ("sequence", "table", "dropped", "deltas", "heartbeat", "dense")
+    __slots__ = ("sequence", "table", "dropped", "deltas", "heartbeat", "dense", "streams")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     DENSE_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     table: TableAnnouncement
     dropped: TableDropped
     deltas: DeltaParts
     heartbeat: Heartbeat
     dense: DensePart
-    def __init__(self, sequence: _Optional[int] = ..., table: _Optional[_Union[TableAnnouncement, _Mapping]] = ..., dropped: _Optional[_Union[TableDropped, _Mapping]] = ..., deltas: _Optional[_Union[DeltaParts, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., dense: _Optional[_Union[DensePart, _Mapping]] = ...) -> None: ...
+    streams: OpenStreams
+    def __init__(self, sequence: _Optional[int] = ..., table: _Optional[_Union[TableAnnouncement, _Mapping]] = ..., dropped: _Optional[_Union[TableDropped, _Mapping]] = ..., deltas: _Optional[_Union[DeltaParts, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., dense: _Optional[_Union[DensePart, _Mapping]] = ..., streams: _Optional[_Union[OpenStreams, _Mapping]] = ...) -> None: ...
+
+class OpenStreams(_message.Message):
+    __slots__ = ("streams",)
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    streams: _containers.RepeatedCompositeFieldContainer[OpenStreamRecord]
+    def __init__(self, streams: _Optional[_Iterable[_Union[OpenStreamRecord, _Mapping]]] = ...) -> None: ...
+
+class OpenStreamRecord(_message.Message):
+    __slots__ = ("stream", "begin", "generation")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    stream: str
+    begin: int
+    generation: int
+    def __init__(self, stream: _Optional[str] = ..., begin: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class TableAnnouncement(_message.Message):
     __slots__ = ("spec",)

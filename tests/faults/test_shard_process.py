@@ -248,7 +248,7 @@ def test_a_request_that_never_returns_does_not_keep_a_process_from_ending(tmp_pa
         finally:
             process.kill()
     assert process.returncode == 0
-    assert "Current thread" in errors, "SIGUSR1 tells what every thread is doing"
+    assert "(most recent call first)" in errors, "SIGUSR1 tells what every thread is doing"
     assert "a request does not end:" in errors
     with es.open(tmp_path / "data") as kept:
         assert (kept.pull({"counted": IDS})["counted"] == -1).all(), "the last checkpoint was written"

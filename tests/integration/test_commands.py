@@ -85,7 +85,7 @@ def test_a_silent_server_is_one_line() -> None:
 
 def test_bad_settings_of_serve_are_one_line() -> None:
     output = run("serve", "--shard", "3/2", code=1)
-    assert output.startswith("embedstore: shard: must be in [0, 2)")
+    assert output.startswith("embedstore: shard: must be an integer in [0, 1]")
 
 
 def test_help_shows_brackets_and_the_version_is_told() -> None:

@@ -13,11 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
-    {"_native", "deltas", "dense", "errors", "ids", "interface", "protowire", "row_formats", "rules", "spec", "v1"},
+    {
+        *("_native", "deltas", "dense", "errors", "ids", "interface"),
+        *("placement", "protowire", "row_formats", "rules", "spec", "v1"),
+    },
     {"table", "table_arguments"},
     {"checkpoint", "manifest", "records", "segments"},
-    {"origins", "store", "table_set", "writing"},
-    {"messages", "placement", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
+    {"membership", "origins", "store", "table_set", "writing"},
+    {"messages", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
     {"batches", "client", "client_streams", "cluster", "discovery", "nn", "peers", "session", "updates"},
     {"server"},
     {"cli"},

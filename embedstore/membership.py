@@ -1,0 +1,58 @@
+"""What a store remembers of the cluster around it: the assignment it goes by, and who else may know a newer one.
+
+Both are in the manifest before anybody acts on them, so that a restarted shard knows at least what it knew before. All
+methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from embedstore.manifest import ACQUAINTANCES_KEY, TOPOLOGY_KEY
+from embedstore.v1 import admin_pb2, manifest_pb2
+
+ACQUAINTANCES_MAX = 64
+
+
+class Membership:
+    """``put`` writes manifest entries durably, and raises when it cannot; None: nothing is kept on disk."""
+
+    def __init__(
+        self,
+        put: Callable[[Mapping[bytes, Any]], None] | None = None,
+        topology: admin_pb2.TopologyRecord | None = None,
+        acquaintances: Sequence[str] = (),
+    ) -> None:
+        self._put = put
+        self._lock = threading.Lock()
+        self._topology = topology
+        self._acquaintances = list(acquaintances)
+
+    @property
+    def topology(self) -> admin_pb2.TopologyRecord | None:
+        """The last record that was adopted; None: never any."""
+        return self._topology
+
+    @property
+    def acquaintances(self) -> tuple[str, ...]:
+        """Addresses of standbys that have followed this store, the latest last."""
+        return tuple(self._acquaintances)
+
+    def adopt(self, topology: admin_pb2.TopologyRecord) -> None:
+        """Remember a record; :class:`CheckpointFailedError` leaves the old one."""
+        with self._lock:
+            if self._put is not None:
+                self._put({TOPOLOGY_KEY: topology})
+            self._topology = topology
+
+    def meet(self, address: str) -> None:
+        """Remember the address of a standby; past 64 the one that was met first is forgotten."""
+        with self._lock:
+            if self._acquaintances[-1:] == [address]:
+                return
+            known = [*(other for other in self._acquaintances if other != address), address][-ACQUAINTANCES_MAX:]
+            if self._put is not None:
+                self._put({ACQUAINTANCES_KEY: manifest_pb2.Acquaintances(addresses=known)})
+            self._acquaintances = known

@@ -1,0 +1,221 @@
+"""How a standby becomes a shard, in the place of one leader or, with others, of all of them.
+
+The order is what keeps every update:
+
+1. Each leader that is followed is told of the new record. It writes the record down, applies its last write, and from
+   then on refuses all others, also after a restart: nobody can be told "applied" by it any more.
+2. What the leaders still have is awaited.
+3. The tables begin a new history with the leaders' as its parent, are written to disk whole, and only then does the
+   record take effect here.
+4. The other shards are told. Whoever cannot be reached learns it from its own questions.
+
+Whatever fails before 3 leaves a standby that follows on, and the same call may be repeated. Without ``force`` nothing
+can be lost. With it, updates without origins that a leader applied and did not send are gone, and a leader that could
+not be told goes on serving those who do not know better until it asks one of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, StaleEpochError, UnavailableError
+from embedstore.peers import CHANNEL_OPTIONS
+from embedstore.server.serving import Serving
+from embedstore.server.standby import Standby
+from embedstore.status import Topology, from_rpc_error, topology_from_proto, topology_to_proto
+from embedstore.store import LocalStore
+from embedstore.v1 import admin_pb2, admin_pb2_grpc
+
+TELL_TIMEOUT_S = 3.0
+log = logging.getLogger("embedstore.server")
+
+
+class Takeover:
+    """One process's way from standby to shard. ``serve`` is called once, with the store. Any thread may call it."""
+
+    def __init__(
+        self, standby: Standby, serving: Serving, data: Path | None, serve: Callable[[LocalStore], None]
+    ) -> None:
+        self._standby = standby
+        self._serving = serving
+        self._data = data
+        self._serve = serve
+        self._lock = threading.Lock()
+        self._begun: Topology | None = None
+
+    def leaders(self) -> Topology | None:
+        """The record of those whose place this process waits for; None: not known yet."""
+        leaders = self._standby.leaders
+        if not leaders.complete:
+            return None
+        addresses = tuple(leaders.addresses[shard] for shard in range(leaders.num_shards))
+        return Topology(leaders.epoch, addresses, leaders.num_shards)
+
+    def activate(self, topology: Topology | None, *, force: bool, timeout_s: float) -> Topology:
+        """Take over; returns the record that holds now. None: the place of the leader that is followed.
+
+        :class:`UnavailableError` without ``force`` when a leader cannot be reached or does not send everything in time;
+        :class:`StaleEpochError` when somebody else took over first; :class:`InvalidArgumentError` for a record in which
+        this process has no place.
+        """
+        with self._lock:
+            if not self._serving.standby:
+                if topology in (None, self._serving.topology):
+                    return self._serving.topology
+                raise StaleEpochError(topology.epoch if topology else 0, self._serving.topology.epoch)
+            record = topology or self._begun or self._successor()
+            self._check(record)
+            # Whoever has never been complete cannot take over, whatever force there is.
+            self._standby.wait_synced(timeout_s)
+            self._begun = record
+            self._standby.hold_still(True)
+            try:
+                self._level(record, force, timeout_s)
+            except BaseException:
+                self._standby.hold_still(False)
+                raise
+            self._become(record)
+        if topology is None:
+            tell(record, {address for address in record.addresses if address != self._standby.address})
+        return record
+
+    def _successor(self) -> Topology:
+        """The present record with this process in its leader's place."""
+        standby, leaders = self._standby, self._standby.leaders
+        if not leaders.complete or leaders.num_shards != standby.num_shards:
+            known = f"{len(leaders.addresses)} of {leaders.num_shards}" if leaders.num_shards else "none"
+            raise UnavailableError(standby.address, f"does not know all {standby.num_shards} leaders: {known}")
+        named = _advertised(leaders.addresses)
+        named[standby.shard] = standby.address
+        return Topology(leaders.epoch + 1, tuple(named[shard] for shard in range(standby.num_shards)), len(named))
+
+    def _check(self, record: Topology) -> None:
+        standby = self._standby
+        if record.num_shards != standby.num_shards or len(record.addresses) != record.num_shards:
+            raise InvalidArgumentError("topology", f"must have {standby.num_shards} shards with an address each")
+        if record.addresses[standby.shard] != standby.address:
+            raise InvalidArgumentError(
+                "topology", f"names {record.addresses[standby.shard]} as shard {standby.shard}, not {standby.address}"
+            )
+        if record.epoch <= standby.leaders.epoch:
+            raise StaleEpochError(record.epoch, standby.leaders.epoch)
+
+    def _level(self, record: Topology, force: bool, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        fenced: dict[int, int] = {}
+        for leader, address in self._standby.followed().items():
+            try:
+                fenced[leader] = reassign(address, record).as_of_ms
+            except UnavailableError as error:
+                if not force:
+                    raise
+                log.warning("taking over from %s, which cannot be told: %s", address, error)
+        try:
+            self._standby.wait_level(fenced, max(0.0, deadline_s - time.monotonic()))
+        except UnavailableError as error:
+            if not force:
+                raise
+            log.warning("taking over without everything: %s", error)
+
+    def _become(self, record: Topology) -> None:
+        standby = self._standby
+        standby.stop_following()
+        store = LocalStore(self._data, shard=standby.shard, num_shards=standby.num_shards)
+        try:
+            store.take_over(
+                list(standby.table_map().values()), standby.opened_streams(), standby.own_dense_sets(record)
+            )
+            store.membership.adopt(topology_to_proto(record))
+        except BaseException:
+            # Nothing of it has been served, and it would be in the way of the next attempt.
+            store.abandon()
+            raise
+        self._serving.become_shard(record, standby.shard)
+        self._serve(store)
+        standby.close()
+        log.info("serving shard %d of %d in epoch %d", standby.shard, standby.num_shards, record.epoch)
+
+
+def reassign(address: str, record: Topology, timeout_s: float = TELL_TIMEOUT_S) -> admin_pb2.ReassignResponse:
+    """Tell the process at ``address`` of a record. Raises what it answers; :class:`UnavailableError` if it does not."""
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        request = admin_pb2.ReassignRequest(topology=topology_to_proto(record))
+        try:
+            answer: admin_pb2.ReassignResponse = admin_pb2_grpc.AdminServiceStub(channel).Reassign(
+                request, timeout=timeout_s
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address) from None
+    return answer
+
+
+def tell(record: Topology, addresses: set[str]) -> None:
+    """Tell everyone, as far as they can be reached."""
+    for address in sorted(addresses):
+        try:
+            reassign(address, record)
+        except (EmbedstoreError, InvalidArgumentError) as error:
+            log.warning("%s has not heard of epoch %d yet: %s", address, record.epoch, error)
+
+
+def _advertised(addresses: Mapping[int, str]) -> dict[int, str]:
+    """The addresses that the shards give as their own; one that does not answer keeps the one that is known."""
+    named = dict(addresses)
+    for shard, address in addresses.items():
+        try:
+            named[shard] = _ask(address, TELL_TIMEOUT_S).address or address
+        except UnavailableError as error:
+            log.warning("%s", error)
+    return named
+
+
+def resharded(servers: Sequence[str], targets: Sequence[str], timeout_s: float) -> Topology:
+    """The record by which ``targets`` replace the present shards, of which ``servers`` are some: the next one, or the
+    one that was begun already. :class:`InvalidArgumentError` unless target i stands by for shard i."""
+    answers = [_ask(address, timeout_s) for address in servers]
+    present = max((topology_from_proto(answer.topology) for answer in answers), key=lambda record: record.epoch)
+    addresses = []
+    for shard, target in enumerate(targets):
+        answer = _ask(target, timeout_s)
+        if answer.shard != shard or not (answer.standby or answer.topology.num_shards == len(targets)):
+            raise InvalidArgumentError("to", f"{target} does not stand by for shard {shard} of {len(targets)}")
+        addresses.append(answer.address or target)
+    if present.addresses == tuple(addresses):
+        return present
+    return Topology(present.epoch + 1, tuple(addresses), len(addresses))
+
+
+def activate(standbys: Sequence[str], record: Topology | None, *, force: bool, timeout_s: float) -> list[Topology]:
+    """Have all of these take over, side by side; the first error is raised when all have answered."""
+    request = admin_pb2.ActivateRequest(
+        topology=None if record is None else topology_to_proto(record), force=force, timeout_s=timeout_s
+    )
+    with ExitStack() as stack:
+        calls = []
+        for address in standbys:
+            channel = stack.enter_context(grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            calls.append((address, stub.Activate.future(request, timeout=timeout_s + 2 * TELL_TIMEOUT_S)))
+        outcomes = [(address, call.exception(), call) for address, call in calls]
+        for address, error, _ in outcomes:
+            if error is not None:
+                raise from_rpc_error(error, address)
+        return [topology_from_proto(call.result().topology) for _, _, call in outcomes]
+
+
+def _ask(address: str, timeout_s: float) -> admin_pb2.TopologyResponse:
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        try:
+            answer: admin_pb2.TopologyResponse = admin_pb2_grpc.AdminServiceStub(channel).Topology(
+                admin_pb2.TopologyRequest(), timeout=timeout_s
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address) from None
+    return answer
