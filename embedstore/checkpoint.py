@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ SMALL_BASE_BYTES = 64 << 10
 GARBAGE_BYTES_MIN = 64 << 20
 SEGMENTS_MAX = 256
 RECOVERY_THREADS_MAX = 8
+REPORTS_MAX = 256
 _log = logging.getLogger(__name__)
 
 
@@ -69,12 +70,57 @@ class CorruptBlob:
     problem: str
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """How far a recovery is: the table that it reads, chunks over all tables, and rows so far."""
+
+    table: str
+    chunks: int
+    num_chunks: int
+    rows: int
+
+
+def _no_report(recovery: Recovery) -> None:
+    pass
+
+
 def _needs_base(blobs: Sequence[Blob], sparse: frozenset[int]) -> bool:
     """Whether a chunk's next blob shall be a whole base: there is none, its deltas outgrew it, or it keeps a segment
     alive that is garbage for the most part."""
     if not blobs or len(blobs) > DELTAS_MAX or any(blob.segment in sparse for blob in blobs):
         return True
     return sum(blob.length for blob in blobs[1:]) > max(blobs[0].length, SMALL_BASE_BYTES)
+
+
+class _Shown:
+    """Tells ``progress`` at the beginning and end of each table and some hundred times between."""
+
+    def __init__(self, progress: Callable[[Recovery], None], num_chunks: int) -> None:
+        self._progress, self._num_chunks = progress, num_chunks
+        self._step = max(num_chunks // REPORTS_MAX, 1)
+        self._chunks, self._rows = 0, 0
+        self._table: Table | None = None
+
+    def begin(self, table: Table) -> None:
+        self._table = table
+        self._tell()
+
+    def each(self, results: Iterable[tuple[Blob, ...]]) -> Iterator[tuple[Blob, ...]]:
+        for result in results:
+            self._chunks += 1
+            if self._chunks % self._step == 0:
+                self._tell()
+            yield result
+
+    def end(self) -> None:
+        assert self._table is not None
+        self._tell()
+        self._rows += len(self._table)
+
+    def _tell(self) -> None:
+        assert self._table is not None
+        rows = self._rows + len(self._table)
+        self._progress(Recovery(self._table.spec.name, self._chunks, self._num_chunks, rows))
 
 
 class Checkpointer:
@@ -132,20 +178,24 @@ class Checkpointer:
 
     # -- recovery
 
-    def recover(self, owned: Any) -> list[Table]:
+    def recover(self, owned: Any, progress: Callable[[Recovery], None] = _no_report) -> list[Table]:
         """Every table as of the last checkpoint; ``owned(spec)`` says which chunks are this shard's.
 
-        A chunk with an unreadable blob stands where its last good blob left it; it is in :attr:`corrupt`.
+        A chunk with an unreadable blob stands where its last good blob left it; it is in :attr:`corrupt`. ``progress``
+        is called in this thread, some hundred times at most; what it raises ends the recovery.
         """
+        shown = _Shown(progress, sum(len(message.chunks) for message in self.contents.tables))
         with SegmentReader(self._segments) as reader:
-            tables = [self._recover_table(message, owned, reader) for message in self.contents.tables]
+            tables = [self._recover_table(message, owned, reader, shown) for message in self.contents.tables]
         # Also what could not be read is kept until a checkpoint has replaced it.
         named = {b.segment for message in self.contents.tables for chunk in message.chunks for b in chunk.blobs}
         remove_segments(self._segments, self._sizes.keys() - named)
         self._sizes = {number: size for number, size in self._sizes.items() if number in named}
         return tables
 
-    def _recover_table(self, message: manifest_pb2.TableManifest, owned: Any, reader: SegmentReader) -> Table:
+    def _recover_table(
+        self, message: manifest_pb2.TableManifest, owned: Any, reader: SegmentReader, shown: _Shown
+    ) -> Table:
         try:
             spec = TableSpec.from_proto(message.spec)
             table = Table(spec, chunks=owned(spec))
@@ -165,7 +215,13 @@ class Checkpointer:
             return self._recover_chunk(table, entry, watermarks, beginnings, reader)
 
         with ThreadPoolExecutor(min(os.cpu_count() or 1, RECOVERY_THREADS_MAX)) as pool:
-            blobs = dict(zip(entries, pool.map(recover, entries), strict=True))
+            shown.begin(table)
+            try:
+                blobs = dict(zip(entries, shown.each(pool.map(recover, entries)), strict=True))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        shown.end()
         table.branch()
         self._records[spec.name] = TableRecord(table, beginnings, record_of(table, blobs))
         return table

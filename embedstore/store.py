@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embedstore import dense
-from embedstore.checkpoint import Checkpointer
+from embedstore.checkpoint import Checkpointer, Recovery
 from embedstore.errors import (
     CorruptCheckpointError,
     InvalidArgumentError,
@@ -51,6 +51,7 @@ class LocalStore(WritableTables):
     ``path`` None keeps everything in memory: then ``checkpoint()`` only declares what is applied durable, so that a
     writer that waits for that can go on. ``shard`` of ``num_shards`` owns its share of every table's chunks; ids of
     other chunks raise :class:`WrongShardError`. ``clock_ms`` gives unix milliseconds and bounds event times.
+    ``progress`` is told in the opening thread how far the recovery is; what it raises ends the opening.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class LocalStore(WritableTables):
         shard: int = 0,
         num_shards: int = 1,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        progress: Callable[[Recovery], None] | None = None,
     ) -> None:
         super().__init__(clock_ms=clock_ms)
         check_shard(shard, num_shards)
@@ -71,7 +73,7 @@ class LocalStore(WritableTables):
         self.membership = Membership()
         self._disk = None if path is None else Checkpointer(_directory(path), shard, num_shards)
         try:
-            self._recover()
+            self._recover(progress)
             if not isinstance(tables, Sequence):
                 raise InvalidArgumentError("tables", f"must be a sequence of TableSpec, not {type(tables).__name__}")
             for spec in tables:
@@ -96,10 +98,10 @@ class LocalStore(WritableTables):
             )
         return chunks_of_shard(self._shard, self._num_shards, spec.num_chunks)
 
-    def _recover(self) -> None:
+    def _recover(self, progress: Callable[[Recovery], None] | None) -> None:
         if self._disk is None:
             return
-        tables = self._disk.recover(self._owned)
+        tables = self._disk.recover(self._owned, *([] if progress is None else [progress]))
         contents = self._disk.take_contents()
         self.membership = Membership(self._disk.put, contents.topology, contents.acquaintances)
         self._take_in(tables, contents.streams)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
 from embedstore.cli.config import load_settings
 from embedstore.cli.output import one_line_errors
+from embedstore.cli.recovery import StoppedError, reported
 from embedstore.server.shard import Shard, ShardOptions
 
 STOP_S_MAX = 600.0
@@ -87,8 +89,13 @@ class Signals:
 
 def run(options: ShardOptions, signals: Signals) -> None:
     """Serve until there is a signal. What keeps it from stopping is told on stderr; past a limit it exits with 1."""
-    server = Shard(options)
-    server.start()
+    try:
+        with reported(signals.arrived, Console(stderr=True)) as progress:
+            server = Shard(options, progress=progress)
+            server.start()
+    except StoppedError as told:
+        logging.getLogger(__name__).info("%s", told)
+        return
     try:
         while not server.wait_ready(0.1) and not signals.arrived():
             pass

@@ -24,6 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from embedstore import _native
+from embedstore.checkpoint import Recovery
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.peers import parse_addresses
 from embedstore.placement import check_shard
@@ -125,10 +126,14 @@ class ShardOptions:
 
 
 class Shard:
-    """A serving process, from :meth:`start` to :meth:`stop`; both are for one thread, requests come in many."""
+    """A serving process, from :meth:`start` to :meth:`stop`; both are for one thread, requests come in many.
 
-    def __init__(self, options: ShardOptions) -> None:
+    ``progress`` is told within :meth:`start` how far the recovery is; what it raises ends the start.
+    """
+
+    def __init__(self, options: ShardOptions, *, progress: Callable[[Recovery], None] | None = None) -> None:
         self.options = options
+        self._progress = progress
         self._serving = Serving(
             Topology(EPOCH_FIRST, tuple(options.peers), options.num_shards),
             options.shard,
@@ -253,7 +258,13 @@ class Shard:
             self._store = follower
             self._in_background("await-sync", lambda: self._await_sync(follower))
         else:
-            store = LocalStore(options.data, options.tables, shard=options.shard, num_shards=options.num_shards)
+            store = LocalStore(
+                options.data,
+                options.tables,
+                shard=options.shard,
+                num_shards=options.num_shards,
+                progress=self._progress,
+            )
             self._store = store
             if options.standby and store.membership.topology is None:
                 raise InvalidArgumentError("data", f"{options.data} was left by a takeover that did not end: remove it")

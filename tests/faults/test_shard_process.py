@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import Process, free_port, run
+from processes import COMMAND, Process, free_port, run
 
 import embedstore as es
 from embedstore.client import RemoteStore
@@ -64,6 +64,26 @@ def test_sigterm_drains_checkpoints_and_a_restart_finds_everything(tmp_path: Pat
             assert store.open_stream("s", 0).durable == 3
             assert push(store, 0, 3).repeated
             assert counts(store) == {4.0}
+
+
+def test_sigterm_ends_a_recovery(tmp_path: Path) -> None:
+    """Many chunks, so that the signal meets the recovery; should it come after its end, the rest still holds."""
+    spec = es.TableSpec("counted", dim=64, optimizer=es.SGD(lr=1.0), num_chunks=1 << 12)
+    with es.open(tmp_path / "data", tables=[spec]) as store:
+        for ids in np.arange(100_000, dtype=np.uint64).reshape(10, -1):
+            store.assign("counted", ids, np.ones((len(ids), 64), np.float32))
+    command = [*COMMAND, "serve", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        line = process.stderr.readline()
+        assert "recovering table counted: 0 of 4096 chunks" in line
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stdout.read() == ""
+        assert "stopped while recovering" in process.stderr.read()
+    with es.open(tmp_path / "data") as store:
+        assert store.stats().tables["counted"].rows == 100_000
 
 
 def test_pushes_go_on_over_a_restart_and_count_once(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from checkpoints import (
 
 import embedstore as es
 from embedstore import checkpoint as checkpoint_module
+from embedstore.checkpoint import Recovery
 from embedstore.segments import Blob
 from embedstore.store import LocalStore
 from embedstore.table import delta_info
@@ -88,6 +89,28 @@ def test_a_crash_leaves_the_last_checkpoint_and_a_replay_brings_it_level(path: P
         assert caught.value.watermarks == {STREAM: [150]}
         replay(store, 400)
         np.testing.assert_array_equal(counts(store), expected_counts(400))
+
+
+def test_a_recovery_tells_how_far_it_is_and_can_be_ended(path: Path) -> None:
+    with open_store(path) as store:
+        store.open_stream(STREAM, 0)
+        push_events(store, 0, 200)
+        saved = state(store)
+    told: list[Recovery] = []
+
+    def end(recovery: Recovery) -> None:
+        told.append(recovery)
+        if recovery.chunks == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        open_store(path, progress=end)
+    assert [recovery.chunks for recovery in told] == [0, 1, 2, 3]
+    told.clear()
+    with open_store(path, progress=told.append) as store:
+        assert state(store)["rows"] == saved["rows"]
+    assert told[-1] == Recovery("items", 8, 8, 100)
+    assert told[0] == Recovery("items", 0, 8, 0)
 
 
 def test_streams_tables_and_dense_sets_are_durable_when_answered(path: Path, tmp_path: Path) -> None:

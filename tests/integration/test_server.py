@@ -18,10 +18,12 @@ from grpc_status import rpc_status
 
 import embedstore as es
 from embedstore import errors
+from embedstore.checkpoint import Recovery
 from embedstore.server.interceptors import Guard
 from embedstore.server.serving import Serving
 from embedstore.server.shard import Shard, ShardOptions
 from embedstore.status import Topology
+from embedstore.store import LocalStore
 from embedstore.v1 import admin_pb2, admin_pb2_grpc, store_pb2, store_pb2_grpc
 from embedstore.wire import MESSAGE_BYTES_MAX
 
@@ -341,3 +343,35 @@ def test_a_bug_in_a_handler_stays_in_the_log(caplog: pytest.LogCaptureFixture) -
     assert aborted[0].code is C.INTERNAL
     assert "secret" not in aborted[0].details
     assert "inner secret" in caplog.text
+
+
+def test_while_it_recovers_a_shard_says_that_it_is_not_serving(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "data", [ITEMS]) as store:
+        store.push({"items": (np.arange(100, dtype=np.uint64), np.ones((100, 2), np.float32))})
+    recovering, go_on = threading.Event(), threading.Event()
+
+    def hold(recovery: Recovery) -> None:
+        recovering.set()
+        assert go_on.wait(TIMEOUT_S)
+
+    shard = Shard(ShardOptions("127.0.0.1:0", data=tmp_path / "data"), progress=hold)
+    starting = threading.Thread(target=shard.start)
+    starting.start()
+    try:
+        assert recovering.wait(TIMEOUT_S)
+        opened = Client(shard)
+        health_stub = health_pb2_grpc.HealthStub(opened.channel)
+        check = partial(health_stub.Check, health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        assert check().status == health_pb2.HealthCheckResponse.NOT_SERVING
+        topology = opened.admin.Topology(admin_pb2.TopologyRequest(), timeout=TIMEOUT_S)
+        assert (topology.ready, topology.shard, topology.topology.num_shards) == (False, 0, 1)
+        with pytest.raises(grpc.RpcError) as caught:
+            opened.rows.Pull(store_pb2.PullRequest(), timeout=TIMEOUT_S)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    finally:
+        go_on.set()
+        starting.join()
+    assert check().status == health_pb2.HealthCheckResponse.SERVING
+    assert opened.admin.Topology(admin_pb2.TopologyRequest(), timeout=TIMEOUT_S).ready
+    opened.channel.close()
+    shard.stop()
