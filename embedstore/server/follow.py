@@ -25,7 +25,7 @@ from embedstore.table_set import wall_clock_ms
 from embedstore.v1 import sync_pb2
 
 SYNC_INTERVAL_MS = 200
-TOPOLOGY_INTERVAL_S = 5.0
+TOPOLOGY_INTERVAL_S = 1.0
 TOPOLOGY_SEARCH_S = 0.5
 _open: weakref.WeakSet[FollowerStore] = weakref.WeakSet()
 
@@ -65,6 +65,7 @@ class FollowerStore(Replica):
         self._monotonic_s = monotonic_s
         self._links: dict[int, LeaderLink] = {}
         self._leaders = Leaders()
+        self._complete_before_ms = 0
         self._stop = threading.Event()
         self._search = threading.Thread(target=self._keep_leaders, args=(members,), name="follow-leaders", daemon=True)
         self._search.start()
@@ -91,12 +92,7 @@ class FollowerStore(Replica):
 
     def _use(self, leaders: Leaders) -> None:
         if leaders.num_shards != self._leaders.num_shards:
-            gone = list(self._links.values())
-            for link in gone:
-                link.stop()
-            with self._catalogue:
-                self._links = {}
-            self.forget_leaders()
+            self._leave_leaders()
         for shard, address in leaders.addresses.items():
             if not self._follows(shard, address, leaders):
                 continue
@@ -111,6 +107,24 @@ class FollowerStore(Replica):
         """Whether this leader has something that is wanted here."""
         return True
 
+    def _leave_leaders(self) -> None:
+        """Others will send everything once more. Until they have, the rows stay, as old as they are."""
+        gone = self._current_links()
+        for link in gone:
+            link.stop()
+        if self._standby_place is None:  # which must know what its leaders themselves say, each by its own clock
+            self._complete_before_ms = self.as_of_ms(1 << 62)
+        with self._catalogue:
+            self._links, self._leaders = {}, Leaders()
+        self.forget_leaders()
+
+    def _moved_on(self) -> None:
+        """A message was applied, or a connection changed."""
+        links = self._current_links() if self.inherited and self._leaders.complete else []
+        if links and all(link.completed for link in links):
+            self.take_stock([link.leader for link in links])
+        self.notify()
+
     def _follow(self, shard: int, address: str, epoch: int) -> None:
         intake = Intake(
             self,
@@ -119,6 +133,7 @@ class FollowerStore(Replica):
             embeddings_only=self._embeddings_only,
             sync_interval_ms=self._sync_interval_ms,
             standby=self._standby_place,
+            complete_until_ms=self._complete_before_ms,
         )
         link = LeaderLink(
             shard,
@@ -126,7 +141,7 @@ class FollowerStore(Replica):
             epoch,
             intake,
             retry=self._retry,
-            applied=self.notify,
+            applied=self._moved_on,
             clock_ms=self._clock_ms,
             monotonic_s=self._monotonic_s,
         )
@@ -140,7 +155,7 @@ class FollowerStore(Replica):
         """Leader's time up to which everything of every leader is here; 0 before the first sync."""
         links = self._current_links()
         if not self._leaders.complete or not links:
-            return 0
+            return min(now_ms, self._complete_before_ms)
         return min(now_ms, *(link.complete_until_ms for link in links))
 
     @property

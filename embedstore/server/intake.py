@@ -63,7 +63,8 @@ class Holder(Protocol):
 
 class Intake:
     """Takes the messages of one leader, over any number of calls. Belongs to the thread of its link; the counters may
-    be read from any thread."""
+    be read from any thread. ``complete_until_ms``: the time up to which its part is here already, from other leaders;
+    ``completed`` says whether this one has sent all of it."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Intake:
         embeddings_only: bool,
         sync_interval_ms: int,
         standby: sync_pb2.StandbyPlace | None = None,
+        complete_until_ms: int = 0,
     ) -> None:
         self._holder = holder
         self._leader = leader
@@ -94,7 +96,8 @@ class Intake:
         self.deltas = 0
         self.delta_bytes = 0
         self.chunks_asked_again = 0
-        self.complete_until_ms = 0
+        self.complete_until_ms = complete_until_ms
+        self.completed = False
 
     def begin(self) -> sync_pb2.FollowWants:
         """Start a call: what to ask for, from where the tables stand now."""
@@ -249,6 +252,7 @@ class Intake:
                 _raise_watermarks(table, message)
         if heartbeat.complete_until_ms and not (self._awaited or self._refused or self._afresh):
             self.complete_until_ms = heartbeat.complete_until_ms
+            self.completed = True
 
     def _take_dense(self, part: sync_pb2.DensePart) -> None:
         value = self._dense.add((part.name, part.crc32c), part.offset, part.length, part.data)

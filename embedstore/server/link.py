@@ -12,6 +12,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -122,6 +123,7 @@ class LeaderLink:
         self._ask_with_call: set[str] = set()
         self._call: grpc.Call | None = None
         self._waiting_since_s: float | None = None
+        self._followed = ""
         self._connections = 0
         self._connected = False
         self._stopped = False
@@ -147,6 +149,7 @@ class LeaderLink:
             if (address, epoch) == (self._address, self._epoch):
                 return
             self._address, self._epoch = address, epoch
+            self._condition.notify_all()
         self._hang_up()
 
     def check_silence(self) -> None:
@@ -169,6 +172,12 @@ class LeaderLink:
     def complete_until_ms(self) -> int:
         """Leader's time up to which everything has been applied; 0 before the first sync."""
         return self._intake.complete_until_ms
+
+    @property
+    def completed(self) -> bool:
+        """Whether the leader, where it is now, has sent everything at least once."""
+        with self._condition:
+            return self._intake.completed and self._followed == self._address
 
     @property
     def connected(self) -> bool:
@@ -206,12 +215,19 @@ class LeaderLink:
             progress = self._intake.complete_until_ms != before_ms
             wait_s = self._retry.first_s if progress else min(wait_s * 2, self._retry.longest_s)
             with self._condition:
-                self._condition.wait_for(lambda: self._stopped, wait_s * self._random.uniform(0.5, 1.0))
+                pause_s = wait_s * self._random.uniform(0.5, 1.0)
+                if self._condition.wait_for(partial(self._is_called_away, address, epoch), pause_s):
+                    wait_s = self._retry.first_s
+
+    def _is_called_away(self, address: str, epoch: int) -> bool:
+        return self._stopped or (self._address, self._epoch) != (address, epoch)
 
     def _follow(self, address: str, epoch: int) -> None:
         """One call, to its end."""
         with self._condition:
             self._ask_with_call.clear()
+            if self._followed != address:
+                self._followed, self._intake.completed = address, False
         requests = _Requests(epoch, self._intake.begin())
         channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         try:
@@ -220,8 +236,8 @@ class LeaderLink:
                 self._requests, self._call = requests, responses
                 for table in self._ask_with_call:
                     requests.rewind(_from_zero(table))
-                stopped = self._stopped or (address, epoch) != (self._address, self._epoch)
-            if not stopped:
+                called_away = self._is_called_away(address, epoch)
+            if not called_away:
                 self._take_all(responses, requests)
         except grpc.RpcError as error:
             self._note(str(from_rpc_error(error, address)))

@@ -1,8 +1,9 @@
 """Who the leaders are: asks every known address for its topology record.
 
 Given the address of one shard, all of them are found; given a follower's, that follower is the one leader (it holds
-everything). The record with the highest epoch counts, and what answered at an address counts more than what a record
-says about it. What is known stays known while nobody answers. Belongs to one thread.
+everything). The record with the highest epoch counts. In the first epoch, whose addresses somebody wrote down, a shard
+that answers elsewhere than there counts more than the record; in a later one it was replaced. What is known stays known
+while nobody answers. Belongs to one thread.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import grpc
 
 from embedstore import discovery
 from embedstore.peers import CHANNEL_OPTIONS
+from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import Topology
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
+
+FIRST_EPOCH = 1
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,27 @@ class Members:
 
 def choose(known: Leaders, answers: Mapping[str, admin_pb2.TopologyResponse]) -> Leaders:
     """What is known after ``answers`` (by the address that gave them)."""
-    shards = {address: each for address, each in answers.items() if not each.follower and not each.fenced}
+    shards = {address: each for address, each in answers.items() if not each.follower}
+    shards = {address: each for address, each in shards.items() if 1 <= each.topology.num_shards <= NUM_SHARDS_MAX}
     if not shards:
         followers = [address for address, each in answers.items() if each.follower and not each.standby]
         if not followers or known.num_shards > 1 or known.addresses.get(0) in followers:
             return known
         return Leaders(answers[followers[0]].topology.epoch, 1, {0: followers[0]})
     record = max((each.topology for each in shards.values()), key=lambda topology: topology.epoch)
-    if record.epoch < known.epoch or not record.num_shards:
+    if record.epoch < known.epoch:
         return known
+    named = {shard: each for shard, each in enumerate(record.addresses[: record.num_shards]) if each}
     same = (record.epoch, record.num_shards) == (known.epoch, known.num_shards)
-    addresses = dict(known.addresses) if same else {}
-    addresses.update({shard: each for shard, each in enumerate(record.addresses) if each and shard not in addresses})
-    direct = {each.shard: at for at, each in shards.items() if each.topology.epoch == record.epoch}
-    for shard, address in direct.items():
-        kept = addresses.get(shard)
-        if kept not in shards or shards[kept].shard != shard:
-            addresses[shard] = address
-    return Leaders(record.epoch, record.num_shards, {k: v for k, v in addresses.items() if k < record.num_shards})
+    before = known.addresses if same else {}
+    there: dict[int, list[str]] = {}
+    for address, each in shards.items():
+        replaced = each.fenced or (record.epoch > FIRST_EPOCH and named.get(each.shard, address) != address)
+        if each.topology.epoch == record.epoch and each.shard < record.num_shards and not replaced:
+            there.setdefault(each.shard, []).append(address)
+    addresses = {**named, **before}
+    for shard, found in there.items():
+        addresses[shard] = next((each for each in (named.get(shard), before.get(shard)) if each in found), found[0])
+    if record.epoch > FIRST_EPOCH:
+        addresses.update(named)
+    return Leaders(record.epoch, record.num_shards, addresses)

@@ -8,7 +8,7 @@ no row of the old one can stay behind.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 from embedstore.errors import ReadOnlyError
@@ -37,6 +37,7 @@ class Replica(TableSet):
         self._catalogue = threading.Lock()
         self._announced: dict[str, dict[int, TableSpec]] = {}
         self._opened: dict[int, Mapping[str, tuple[int, int]]] = {}
+        self.inherited: set[str] = set()
 
     def hold(self, leader: int, spec: TableSpec) -> None:
         """Make ``leader``'s table exist."""
@@ -70,10 +71,22 @@ class Replica(TableSet):
             return [name for name, announced in self._announced.items() if leader in announced]
 
     def forget_leaders(self) -> None:
-        """The leaders will be others; the tables stay until these announce theirs."""
+        """The leaders will be others; the tables stay as they are until :meth:`take_stock`."""
         with self._catalogue:
-            for announced in self._announced.values():
-                announced.clear()
+            self.inherited.update(self._announced)
+            self._announced.clear()
+            self._opened.clear()
+
+    def take_stock(self, leaders: Collection[int]) -> None:
+        """These have sent everything they have: what is left of tables that earlier leaders had is gone."""
+        with self._catalogue:
+            for name in self.inherited & self.table_map().keys():
+                announced = self._announced.get(name, {})
+                if not announced:
+                    self.remove_table(name)
+                elif set(leaders) - announced.keys():
+                    self._begin_afresh(next(iter(announced.values())))
+            self.inherited.clear()
 
     def opened(self, leader: int, streams: Mapping[str, tuple[int, int]]) -> None:
         """``leader`` has these streams open."""
@@ -95,7 +108,7 @@ class Replica(TableSet):
     def ask_again(self, leader: int, table: str) -> None:
         """Have the leader's part of a table sent from the beginning. Must not call back."""
 
-    def _begin_afresh(self, spec: TableSpec, leader: int) -> None:
+    def _begin_afresh(self, spec: TableSpec, leader: int | None = None) -> None:
         self.add_table(self._fresh(spec))
         for other in self._announced[spec.name]:
             if other != leader:

@@ -84,7 +84,7 @@ class Standby(FollowerStore):
             return [
                 links[leader].state().address
                 for leader, moment_ms in as_of_ms.items()
-                if links[leader].complete_until_ms <= moment_ms
+                if not links[leader].completed or links[leader].complete_until_ms <= moment_ms
             ]
 
         if not self.wait_until(lambda: not missing(), timeout_s):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedstore.errors import InvalidArgumentError
@@ -141,6 +142,49 @@ def test_a_newer_record_replaces_all() -> None:
     known = Leaders(1, 2, {0: "a:1", 1: "b:1"})
     leaders = choose(known, {"a:1": answer(0, 2), "c:1": answer(2, 3, "a:1", "b:1", "c:1", epoch=2)})
     assert leaders == Leaders(2, 3, {0: "a:1", 1: "b:1", 2: "c:1"})
+
+
+def test_a_shard_that_was_replaced_is_no_leader_even_while_its_successor_is_silent() -> None:
+    known = Leaders(1, 2, {0: "a:1", 1: "b:1"})
+    replaced = answer(1, 2, "a:1", "b:9", epoch=2)
+    leaders = choose(known, {"b:1": replaced})
+    assert leaders == Leaders(2, 2, {0: "a:1", 1: "b:9"})
+    assert choose(leaders, {"b:1": replaced, "a:1": answer(0, 2, "a:1", "b:9", epoch=2)}) == leaders
+    assert choose(leaders, {"b:9": answer(1, 2, "a:1", "b:9", epoch=2), "b:1": replaced}) == leaders
+
+
+def test_in_the_first_epoch_the_written_address_counts_as_soon_as_it_answers() -> None:
+    here = answer(1, 2, "a:1", "b:1")
+    leaders = choose(Leaders(), {"b:9": here})
+    assert leaders.addresses == {0: "a:1", 1: "b:9"}
+    assert choose(leaders, {"b:9": here, "b:1": here}).addresses == {0: "a:1", 1: "b:1"}
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["a:1", "b:1", "c:1"]),
+            st.builds(
+                lambda shard, num, named, epoch: answer(shard, num, *named, epoch=epoch),
+                st.integers(0, 4),
+                st.sampled_from([0, 1, 2, 3, 1 << 20]),
+                st.lists(st.sampled_from(["a:1", "b:1", "c:1", ""]), max_size=4),
+                st.integers(0, 4),
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_shards_say_the_epoch_never_goes_back(rounds: list[dict[str, Any]]) -> None:
+    known = Leaders()
+    for answers in rounds:
+        chosen = choose(known, answers)
+        assert chosen.epoch >= known.epoch
+        assert set(chosen.addresses) <= set(range(chosen.num_shards))
+        if (chosen.epoch, chosen.num_shards) == (known.epoch, known.num_shards):
+            assert set(known.addresses) <= set(chosen.addresses)
+        known = chosen
 
 
 def test_a_follower_is_the_one_leader_of_a_chain() -> None:
