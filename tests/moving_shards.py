@@ -83,14 +83,14 @@ class MovingShards:
         self.shards[shard].stop()
         self.shards[shard] = self._start(shard)
 
-    def move(self, shard: int, *, leave: bool = False, tell: bool = True) -> None:
-        """Another process with the same data takes its place at another address. ``leave``: the old one comes back,
-        and knows that it was replaced; ``tell``: the others know it too."""
+    def move(self, shard: int, *, leave: bool = False, tell: bool = True, data: Path | None = None) -> None:
+        """Another process with the same data, or with ``data``, takes its place at another address. ``leave``: the old
+        one comes back, and knows that it was replaced; ``tell``: the others know it too."""
         self.shards[shard].stop()
         old_address, old_data = self.addresses[shard], self.data(shard)
         self.epoch += 1
         self.generation[shard] += 1
-        shutil.copytree(old_data, self.data(shard))
+        shutil.copytree(data or old_data, self.data(shard))
         self.addresses[shard] = f"127.0.0.1:{free_port()}"
         self.shards[shard] = self._start(shard)
         if tell:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from moving_shards import MovingShards
 from processes import Process, free_port
 from stores import STORE_FACTORIES
 
@@ -562,3 +563,37 @@ def test_two_shards_over_grpc_give_what_the_embedded_store_gives(make_runs: Call
     assert result["tests"] == expected["tests"]
     assert result["hr_at_10"] == pytest.approx(expected["hr_at_10"], abs=0.01)
     np.testing.assert_allclose(remote.losses, local.losses, rtol=1e-3)
+
+
+def test_a_run_goes_over_to_other_shards_one_of_them_older_and_to_another_number(
+    make_runs: Callable[..., Runs], caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = make_runs("moves")
+    copy = runs.directory / "copy"
+    with (
+        MovingShards(runs.directory, tables=runs.settings.table_specs()) as shards,
+        es.connect(shards.addresses, timeout_s=5.0) as remote,
+    ):
+
+        def change(wrapped: Wrapped, pushes: int) -> None:
+            if pushes == 10:
+                wrapped.store.checkpoint()
+                shutil.copytree(shards.data(1), copy, ignore=shutil.ignore_patterns("LOCK"))
+            elif pushes == 20:
+                shards.move(0)
+            elif pushes == 30:
+                shards.move(1, data=copy)
+            elif pushes in (60, 70):
+                shards.reshard(3 if pushes == 60 else 1)
+
+        with caplog.at_level(logging.INFO, "embedtrain"):
+            result = runs.train(Wrapped(remote, change))
+        states = {name: state for name, state in remote.watermarks().items() if "client/" not in name}
+        assert remote.topology == shards.record
+        known = {int(key) for ids, _ in remote.scan("items") for key in ids}
+    assert "reading again" in caplog.text
+    assert [state.watermarks for state in states.values()] == [(EVENTS,)]
+    assert result["replayed_events"] == (30 - 9) * BATCH, "the other shard took the push that one refused"
+    assert (result["events"], result["tests"] + result["unscored"]) == (EVENTS, expected_tests(runs.events))
+    assert result["unscored"] <= BATCH, "that push alone"
+    assert known == {json.loads(line)["item_id"] for line in runs.events.read_text().splitlines()}
