@@ -25,6 +25,7 @@ MANIFEST_NAME = "manifest"
 """Of its directory within the store's."""
 STORE_KEY = b"store"
 TOPOLOGY_KEY = b"topology"
+PREVIOUS_TOPOLOGY_KEY = b"topology/previous"
 ACQUAINTANCES_KEY = b"acquaintances"
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class ManifestContents:
     streams: list[manifest_pb2.StreamManifest] = field(default_factory=list)
     dense: list[store_pb2.DenseSet] = field(default_factory=list)
     topology: admin_pb2.TopologyRecord | None = None
+    previous_topology: admin_pb2.TopologyRecord | None = None
     acquaintances: list[str] = field(default_factory=list)
 
 
@@ -93,6 +95,8 @@ class Manifest:
                 contents.store = self._parse(manifest_pb2.StoreManifest(), key, value)
             elif key == TOPOLOGY_KEY:
                 contents.topology = self._parse(admin_pb2.TopologyRecord(), key, value)
+            elif key == PREVIOUS_TOPOLOGY_KEY:
+                contents.previous_topology = self._parse(admin_pb2.TopologyRecord(), key, value)
             elif key == ACQUAINTANCES_KEY:
                 contents.acquaintances = list(self._parse(manifest_pb2.Acquaintances(), key, value).addresses)
             elif kind == b"table":

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from embedstore.manifest import ACQUAINTANCES_KEY, TOPOLOGY_KEY
+from embedstore.manifest import ACQUAINTANCES_KEY, PREVIOUS_TOPOLOGY_KEY, TOPOLOGY_KEY
 from embedstore.v1 import admin_pb2, manifest_pb2
 
 ACQUAINTANCES_MAX = 64
@@ -23,11 +23,13 @@ class Membership:
         self,
         put: Callable[[Mapping[bytes, Any]], None] | None = None,
         topology: admin_pb2.TopologyRecord | None = None,
+        previous: admin_pb2.TopologyRecord | None = None,
         acquaintances: Sequence[str] = (),
     ) -> None:
         self._put = put
         self._lock = threading.Lock()
         self._topology = topology
+        self._previous = previous
         self._acquaintances = list(acquaintances)
 
     @property
@@ -36,16 +38,22 @@ class Membership:
         return self._topology
 
     @property
+    def previous(self) -> admin_pb2.TopologyRecord | None:
+        """The record that held before it; None: that of the first epoch."""
+        return self._previous
+
+    @property
     def acquaintances(self) -> tuple[str, ...]:
         """Addresses of standbys that have followed this store, the latest last."""
         return tuple(self._acquaintances)
 
-    def adopt(self, topology: admin_pb2.TopologyRecord) -> None:
-        """Remember a record; :class:`CheckpointFailedError` leaves the old one."""
+    def adopt(self, topology: admin_pb2.TopologyRecord, previous: admin_pb2.TopologyRecord) -> None:
+        """Remember a record, and the one that held until now; :class:`CheckpointFailedError` leaves those that are
+        there."""
         with self._lock:
             if self._put is not None:
-                self._put({TOPOLOGY_KEY: topology})
-            self._topology = topology
+                self._put({TOPOLOGY_KEY: topology, PREVIOUS_TOPOLOGY_KEY: previous})
+            self._topology, self._previous = topology, previous
 
     def meet(self, address: str) -> None:
         """Remember the address of a standby; past 64 the one that was met first is forgotten."""

@@ -103,7 +103,9 @@ class LocalStore(WritableTables):
             return
         tables = self._disk.recover(self._owned, *([] if progress is None else [progress]))
         contents = self._disk.take_contents()
-        self.membership = Membership(self._disk.put, contents.topology, contents.acquaintances)
+        self.membership = Membership(
+            self._disk.put, contents.topology, contents.previous_topology, contents.acquaintances
+        )
         self._take_in(tables, contents.streams)
         for entry in contents.dense:
             try:

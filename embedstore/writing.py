@@ -59,8 +59,9 @@ class WritableTables(TableSet):
         if self._refusal is not None:
             raise self._refusal()
 
-    def fence(self, refusal: Callable[[], Exception]) -> None:
-        """Refuse every write from now on with ``refusal()``. When this returns the last one has been applied."""
+    def fence(self, refusal: Callable[[], Exception] | None) -> None:
+        """Refuse every write from now on with ``refusal()``; None: take them again. When this returns the last one has
+        been applied."""
         with self._streams.gate.alone():
             self._refusal = refusal
         self.notify()

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 
 from embedstore import messages
-from embedstore.errors import InvalidArgumentError
 from embedstore.server.interceptors import Guard
 from embedstore.server.serving import Serving
 from embedstore.spec import TableSpec
@@ -90,6 +89,7 @@ class AdminService:
     def topology(self, request: admin_pb2.TopologyRequest) -> admin_pb2.TopologyResponse:
         """Topology: answered as soon as the port is open."""
         del request
+        previous = self._serving.previous_topology()
         return admin_pb2.TopologyResponse(
             topology=topology_to_proto(self._serving.known_topology()),
             shard=self._serving.shard,
@@ -98,6 +98,7 @@ class AdminService:
             standby=self._serving.standby,
             address=self._serving.advertised,
             fenced=self._serving.fenced,
+            previous=None if previous is None else topology_to_proto(previous),
         )
 
     def reassign(self, request: admin_pb2.ReassignRequest) -> admin_pb2.ReassignResponse:
@@ -109,9 +110,10 @@ class AdminService:
         """Activate."""
         topology = topology_from_proto(request.topology) if request.HasField("topology") else None
         takeover = self._serving.takeover
-        if takeover is None:
-            raise InvalidArgumentError("Activate", f"{self._serving.address} was not started as a standby")
-        record = takeover.activate(topology, force=request.force, timeout_s=request.timeout_s)
+        if takeover is None or self._serving.fenced:
+            record = self._serving.reinstate(topology, force=request.force)
+        else:
+            record = takeover.activate(topology, force=request.force, timeout_s=request.timeout_s)
         return admin_pb2.ActivateResponse(topology=topology_to_proto(record))
 
     def stats(self, request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:

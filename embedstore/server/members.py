@@ -9,7 +9,7 @@ while nobody answers. Belongs to one thread.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -29,6 +29,8 @@ class Leaders:
     epoch: int = 0
     num_shards: int = 0
     addresses: Mapping[int, str] = field(default_factory=dict)
+    replaced: Leaders | None = None
+    """Those who served before and still answer, fenced."""
 
     @property
     def complete(self) -> bool:
@@ -56,7 +58,8 @@ class Members:
             answers.update(found)
             shards = [answer for answer in found.values() if not answer.follower]
             waiting = [each for answer in shards for each in answer.topology.addresses if each]
-        self.leaders = choose(self.leaders, answers)
+        replaced = choose(self.leaders.replaced or Leaders(), _as_they_were(answers))
+        self.leaders = replace(choose(self.leaders, answers), replaced=replaced if replaced.num_shards else None)
         for address in [each for each in self._channels if each not in asked]:
             self._channels.pop(address).close()
         return self.leaders
@@ -83,6 +86,15 @@ class Members:
             if call.exception() is None:
                 answers[address] = call.result()
         return answers
+
+
+def _as_they_were(answers: Mapping[str, admin_pb2.TopologyResponse]) -> dict[str, admin_pb2.TopologyResponse]:
+    """What fenced members would answer if nobody had replaced them."""
+    return {
+        address: admin_pb2.TopologyResponse(topology=answer.previous, shard=answer.shard)
+        for address, answer in answers.items()
+        if answer.fenced and answer.HasField("previous")
+    }
 
 
 def choose(known: Leaders, answers: Mapping[str, admin_pb2.TopologyResponse]) -> Leaders:

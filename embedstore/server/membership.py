@@ -36,7 +36,7 @@ def newest_record(known: Topology, store: LocalStore, followed: Sequence[str]) -
     if told is None or told.epoch <= newest.epoch:
         return newest
     log.info("epoch %d holds now, not %d", told.epoch, newest.epoch)
-    store.membership.adopt(topology_to_proto(told))
+    store.membership.adopt(topology_to_proto(told), topology_to_proto(newest))
     return told
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from embedstore.errors import InvalidArgumentError, ReadOnlyError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.placement import shard_of_dense_set
-from embedstore.status import Topology, topology_to_proto
+from embedstore.status import Topology, topology_from_proto, topology_to_proto
 from embedstore.store import LocalStore, wall_clock_ms
 
 if TYPE_CHECKING:
@@ -66,6 +66,43 @@ class Serving:
             return self.takeover.leaders() or self.topology
         return self.topology
 
+    def previous_topology(self) -> Topology | None:
+        """Of a fenced process the record that it served under."""
+        if not self.fenced:
+            return None
+        previous = self.writable().membership.previous
+        return None if previous is None else topology_from_proto(previous)
+
+    def reinstate(self, topology: Topology | None, *, force: bool) -> Topology:
+        """Serve again after having been replaced, by a takeover that came to nothing: nobody who answers may serve in
+        this process's place, and ``force`` speaks for those who do not answer.
+
+        None: the present record with this process in its old place. :class:`InvalidArgumentError` when it has not been
+        replaced, or the record has another number of shards.
+        """
+        store = self.writable()
+        if not self.fenced and topology == self.topology:
+            return topology
+        if not self.fenced:
+            raise InvalidArgumentError("Activate", f"{self.address} is no standby, and nobody has replaced it")
+        current = self.topology
+        if topology is None:
+            if current.num_shards != store.num_shards:
+                raise InvalidArgumentError("topology", f"is needed to go back to {store.num_shards} shards")
+            addresses = list(current.addresses)
+            addresses[self.shard] = self.advertised
+            topology = Topology(current.epoch + 1, tuple(addresses), current.num_shards)
+        if topology.num_shards != store.num_shards or topology.addresses[self.shard : self.shard + 1] != (
+            self.advertised,
+        ):
+            raise InvalidArgumentError("topology", f"must have {self.advertised} as shard {self.shard}")
+        if not force:
+            raise InvalidArgumentError(
+                "force", f"is needed: what {current.addresses} have applied since epoch {current.epoch} would be gone"
+            )
+        self.adopt(topology)
+        return topology
+
     def serve(self, store: TableSet, sync: SyncServicer) -> None:
         """Answer from now on. A store that remembers a newer record goes by it."""
         with self._lock:
@@ -95,7 +132,10 @@ class Serving:
             if self.follower or self.standby:
                 raise ReadOnlyError(f"{self.address} has no place in a topology record: it only follows")
             store = self.writable()
-            store.membership.adopt(topology_to_proto(topology))
+            previous = topology_to_proto(current)
+            if self.fenced and store.membership.previous is not None:
+                previous = store.membership.previous
+            store.membership.adopt(topology_to_proto(topology), previous)
             self.topology = topology
             self._settle(store)
 
@@ -104,6 +144,8 @@ class Serving:
         topology = self.topology
         here = self.shard < topology.num_shards and topology.addresses[self.shard] == self.advertised
         if here and topology.num_shards == store.num_shards:
+            store.fence(None)
+            self.fenced_at_ms = 0
             return
         place = topology.addresses[self.shard] if self.shard < topology.num_shards else "none"
         log.warning("epoch %d has no place for %s: shard %d is %s", topology.epoch, self.advertised, self.shard, place)

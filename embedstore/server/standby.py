@@ -53,11 +53,15 @@ class Standby(FollowerStore):
         return Table(spec, chunks=chunks_of_shard(self.shard, self.num_shards, spec.num_chunks))
 
     def _use(self, leaders: Leaders) -> None:
+        if self._still:
+            return
         # A record in which this process has its place already speaks of a takeover that has begun: those who are being
         # replaced still have what it lacks.
-        mine = leaders.num_shards == self.num_shards and leaders.addresses.get(self.shard) == self.address
-        if not self._still and not mine:
-            super()._use(leaders)
+        if leaders.num_shards == self.num_shards and leaders.addresses.get(self.shard) == self.address:
+            if leaders.replaced is None or self._leaders.complete:
+                return
+            leaders = leaders.replaced
+        super()._use(leaders)
 
     def _follows(self, shard: int, address: str, leaders: Leaders) -> bool:
         return address != self.address and (leaders.num_shards != self.num_shards or shard == self.shard)

@@ -132,7 +132,7 @@ class Takeover:
             store.take_over(
                 list(standby.table_map().values()), standby.opened_streams(), standby.own_dense_sets(record)
             )
-            store.membership.adopt(topology_to_proto(record))
+            store.membership.adopt(topology_to_proto(record), topology_to_proto(self.leaders() or record))
         except BaseException:
             # Nothing of it has been served, and it would be in the way of the next attempt.
             store.abandon()
@@ -184,7 +184,8 @@ def resharded(servers: Sequence[str], targets: Sequence[str], timeout_s: float) 
     addresses = []
     for shard, target in enumerate(targets):
         answer = _ask(target, timeout_s)
-        if answer.shard != shard or not (answer.standby or answer.topology.num_shards == len(targets)):
+        may_serve = answer.standby or answer.fenced or answer.topology.num_shards == len(targets)
+        if answer.shard != shard or not may_serve:
             raise InvalidArgumentError("to", f"{target} does not stand by for shard {shard} of {len(targets)}")
         addresses.append(answer.address or target)
     if present.addresses == tuple(addresses):

@@ -139,7 +139,7 @@ class TopologyRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyResponse(_message.Message):
-    __slots__ = ("topology", "shard", "ready", "follower", "standby", "address", "fenced")
+    __slots__ = ("topology", "shard", "ready", "follower", "standby", "address", "fenced", "previous")
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class TopologyResponse(_message.Message):
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FENCED_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
     topology: TopologyRecord
     shard: int
     ready: bool
@@ -154,7 +155,8 @@ class TopologyResponse(_message.Message):
     standby: bool
     address: str
     fenced: bool
-    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., shard: _Optional[int] = ..., ready: _Optional[bool] = ..., follower: _Optional[bool] = ..., standby: _Optional[bool] = ..., address: _Optional[str] = ..., fenced: _Optional[bool] = ...) -> None: ...
+    previous: TopologyRecord
+    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., shard: _Optional[int] = ..., ready: _Optional[bool] = ..., follower: _Optional[bool] = ..., standby: _Optional[bool] = ..., address: _Optional[str] = ..., fenced: _Optional[bool] = ..., previous: _Optional[_Union[TopologyRecord, _Mapping]] = ...) -> None: ...
 
 class ReassignRequest(_message.Message):
     __slots__ = ("topology",)

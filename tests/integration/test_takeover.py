@@ -198,7 +198,7 @@ def check_all(store: es.RemoteStore, pushes: int) -> None:
 def test_takeovers_that_cannot_be_are_refused_and_change_nothing(stack: ExitStack, tmp_path: Path) -> None:
     cluster = Cluster(stack, tmp_path, 2)
     standby = cluster.standby(1, 2, "standby")
-    with pytest.raises(InvalidArgumentError, match="was not started as a standby"):
+    with pytest.raises(InvalidArgumentError, match="is no standby, and nobody has replaced it"):
         activate([cluster.addresses[0]], None, force=False, timeout_s=1)
     with pytest.raises(InvalidArgumentError, match="topology: names"):
         activate([standby.address], Topology(2, ("a:1", "b:2"), 2), force=True, timeout_s=1)

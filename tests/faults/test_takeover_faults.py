@@ -1,0 +1,220 @@
+"""Takeovers that are killed half-way: what was begun can be finished or taken back, and every push counts once."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import Process, free_port, run
+
+import embedstore as es
+from embedstore.errors import EmbedstoreError, GapError, InvalidArgumentError, UnavailableError
+from embedstore.server.takeover import activate, reassign, resharded
+from embedstore.status import Topology
+
+IDS = np.arange(600, dtype=np.uint64)
+COUNTS = es.TableSpec("counts", dim=1, optimizer=es.SGD(1.0), num_chunks=16)
+TIMEOUT_S = 30.0
+PUSHES_MIN = 60
+KILLS = 7
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of the whole session, which prints it; without one, a new number that is printed here."""
+    chosen = int(request.config.getoption("hypothesis_seed", None) or random.SystemRandom().getrandbits(32))
+    print(f"seed {chosen}")
+    return chosen
+
+
+class Members:
+    """Serving processes by name, each of which can be killed and started again as it was."""
+
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        self._stack = stack
+        self._path = path
+        self._arguments: dict[str, tuple[str, ...]] = {}
+        self.running: dict[str, Process] = {}
+
+    def start(self, name: str, *arguments: str) -> str:
+        """Start one at an address of its own."""
+        address = f"127.0.0.1:{free_port()}"
+        self.start_at(address, name, *arguments)
+        return address
+
+    def start_at(self, address: str, name: str, *arguments: str) -> None:
+        data = ("--data", str(self._path / name), "--checkpoint-interval-s", "0.2", "--sync-interval-ms", "20")
+        self._arguments[name] = ("--listen", address, *data, *arguments)
+        self.restart(name)
+
+    def kill(self, name: str) -> None:
+        self.running.pop(name).kill()
+
+    def restart(self, name: str) -> None:
+        self.running[name] = self._stack.enter_context(Process(*self._arguments[name]))
+
+
+def start_shards(members: Members, count: int) -> list[str]:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
+    for i, address in enumerate(addresses):
+        members.start_at(address, f"old-{i}", "--shard", f"{i}/{count}", "--peers", ",".join(addresses))
+    with connect(addresses[0]) as store:
+        store.create_table(COUNTS)
+    return addresses
+
+
+def start_standbys(members: Members, leaders: list[str], count: int) -> list[str]:
+    follow = ("--follow", ",".join(leaders), "--standby")
+    return [members.start(f"new-{j}", *follow, "--shard", f"{j}/{count}") for j in range(count)]
+
+
+def connect(address: str, retry_s: float = TIMEOUT_S) -> es.RemoteStore:
+    return es.connect(address, timeout_s=2, retry_s=retry_s)
+
+
+class Writer:
+    """Counts: push k adds one to a random half of the ids. Reads its log again from wherever it is told to."""
+
+    def __init__(self, addresses: list[str], seed: int) -> None:
+        self._addresses, self._seed = addresses, seed
+        self.pushed = 0
+        self._stop = threading.Event()
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def ids(self, k: int) -> np.ndarray:
+        return IDS[np.random.default_rng((self._seed, k)).random(len(IDS)) < 0.5]
+
+    def _run(self) -> None:
+        try:
+            with connect(self._addresses[0], retry_s=120) as store:
+                k = store.open_stream("events", 0).applied
+                while not self._stop.is_set() or k < self.pushed:
+                    ids = self.ids(k)
+                    try:
+                        store.push({"counts": (ids, -np.ones((len(ids), 1)))}, origins=[es.Origin("events", k, k + 1)])
+                    except GapError as gap:
+                        k = gap.watermarks["events"][0]
+                    else:
+                        k += 1
+                        self.pushed = max(self.pushed, k)
+        except BaseException as problem:
+            self._problem = problem
+
+    def wait_pushed(self, count: int) -> None:
+        deadline_s = time.monotonic() + 120
+        while self.pushed < count and self._problem is None:
+            assert time.monotonic() < deadline_s, f"stands at {self.pushed}"
+            self._thread.join(0.02)
+        if self._problem is not None:
+            raise self._problem
+
+    def finish(self) -> int:
+        """How many pushes there were, all of them acknowledged."""
+        self._stop.set()
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+        if self._problem is not None:
+            raise self._problem
+        return self.pushed
+
+    def expected(self) -> np.ndarray:
+        counts = np.zeros(len(IDS))
+        for k in range(self.pushed):
+            counts[self.ids(k)] += 1
+        return counts
+
+
+def check(writer: Writer, addresses: list[str]) -> None:
+    writer.finish()
+    with connect(addresses[0]) as store:
+        counts = store.pull({"counts": IDS})["counts"][:, 0]
+        wrong = np.flatnonzero(counts != writer.expected())
+        assert not len(wrong), f"{writer.pushed} pushes; ids {wrong[:5]} have {counts[wrong[:5]]}"
+        assert sum(len(ids) for ids, _ in store.scan("counts")) == len(IDS)
+
+
+def test_a_resharding_that_lost_a_standby_is_finished_by_the_same_command(stack: ExitStack, tmp_path: Path) -> None:
+    members = Members(stack, tmp_path)
+    old = start_shards(members, 2)
+    writer = Writer(old, 1)
+    new = start_standbys(members, old, 3)
+    writer.wait_pushed(20)
+    record = resharded(old, new, TIMEOUT_S)
+    members.kill("new-2")
+    with pytest.raises(UnavailableError):
+        activate(new, record, force=False, timeout_s=5)
+    for name in ("old-1", "new-0"):
+        members.kill(name)
+        members.restart(name)
+    members.restart("new-2")
+    done = run(["shard", "reshard", "--servers", old[0], "--to", ",".join(new), "--timeout-s", "30"])
+    assert done.returncode == 0, done.stderr
+    writer.wait_pushed(writer.pushed + 20)
+    check(writer, new)
+
+
+def test_a_takeover_that_came_to_nothing_is_taken_back(stack: ExitStack, tmp_path: Path) -> None:
+    members = Members(stack, tmp_path)
+    old = start_shards(members, 2)
+    writer = Writer(old, 2)
+    writer.wait_pushed(10)
+    reassign(old[1], Topology(2, (old[0], "127.0.0.1:1"), 2))
+    members.kill("old-1")
+    members.restart("old-1")
+    with pytest.raises(InvalidArgumentError, match="force: is needed"):
+        activate([old[1]], None, force=False, timeout_s=5)
+    done = run(["shard", "promote", old[1], "--force"])
+    assert done.returncode == 0, done.stderr
+    writer.wait_pushed(writer.pushed + 10)
+    check(writer, old)
+
+
+def test_kills_at_any_moment_of_a_resharding_cost_no_push(stack: ExitStack, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    members = Members(stack, tmp_path)
+    old = start_shards(members, 2)
+    writer = Writer(old, seed)
+    new = start_standbys(members, old, 3)
+    writer.wait_pushed(PUSHES_MIN // 2)
+    kills = 0
+    while True:
+        name = chance.choice([each for each in members.running if kills < KILLS - 2 or each.startswith("new")])
+        attempt = threading.Thread(target=lambda: run(reshard_command(old, new)), daemon=True)
+        attempt.start()
+        attempt.join(chance.uniform(0, 1.5))
+        if kills < KILLS:
+            members.kill(name)
+            kills += 1
+            attempt.join(chance.uniform(0, 1.0))
+            members.restart(name)
+        attempt.join()
+        if kills >= KILLS and finished(old, new):
+            break
+    writer.wait_pushed(writer.pushed + PUSHES_MIN // 2)
+    check(writer, new)
+
+
+def reshard_command(old: list[str], new: list[str]) -> list[str]:
+    return ["shard", "reshard", "--servers", ",".join(old), "--to", ",".join(new), "--timeout-s", "5"]
+
+
+def finished(old: list[str], new: list[str]) -> bool:
+    try:
+        record = resharded(old, new, 2)
+        return activate(new, record, force=False, timeout_s=10) == [record] * len(new)
+    except (EmbedstoreError, InvalidArgumentError):
+        return False
