@@ -18,7 +18,8 @@ from processes import Process, free_port
 import embedstore as es
 from embedstore.client import RemoteStore
 from embedstore.server.follow import FollowerStore
-from embedstore.server.takeover import activate
+from embedstore.server.takeover import activate, resharded
+from embedstore.updates import UNKNOWN
 
 IDS = np.arange(100, dtype=np.uint64)
 GRADS = np.ones((100, 1), np.float32)
@@ -39,14 +40,27 @@ class Group:
         self.leaders = [self._serve(shard, "--listen", self.addresses[shard], "--peers", peers) for shard in range(2)]
         self.standbys = [self.standby(shard) for shard in range(2)]
 
-    def _serve(self, shard: int, *arguments: str) -> Process:
+    def _serve(self, shard: int, *arguments: str, of: int = 2) -> Process:
         self._count += 1
         data = str(self._directory / f"data-{self._count}")
-        options = ("--shard", f"{shard}/2", "--data", data, "--checkpoint-interval-s", "0.3")
+        options = ("--shard", f"{shard}/{of}", "--data", data, "--checkpoint-interval-s", "0.3")
         return self._stack.enter_context(Process(*options, "--sync-interval-ms", "20", *arguments))
 
     def standby(self, shard: int) -> Process:
         return self._serve(shard, "--standby", "--follow", ",".join(self.addresses), "--listen", "127.0.0.1:0")
+
+    def reshard(self, num_shards: int) -> None:
+        """As many new shards take over from all present ones."""
+        new = [
+            self._serve(
+                *(shard, "--standby", "--follow", ",".join(self.addresses), "--listen", "127.0.0.1:0"), of=num_shards
+            )
+            for shard in range(num_shards)
+        ]
+        targets = [process.address for process in new]
+        record = resharded(self.addresses, targets, TIMEOUT_S)
+        activate(targets, record, force=False, timeout_s=TIMEOUT_S)
+        self.addresses, self.leaders = targets, new
 
     def take_over(self, shard: int, *, force: bool) -> None:
         """The standby takes its leader's place, and has a standby of its own from then on."""
@@ -70,9 +84,15 @@ class Work:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(4)
         self.position = 0
+        self.unknown: list[str] = []
         self._writer = self._pool.submit(self._write)
         self._loose = [self._pool.submit(self._write_loose) for _ in range(2)]
         self._reader = self._pool.submit(self._read)
+
+    def wait_for_more(self, follower: FollowerStore) -> None:
+        """Wait until work has gone on for a while, which the follower hears of."""
+        at = self.position
+        assert follower.wait_until(lambda: self.position > at + 20, TIMEOUT_S)
 
     def finish(self) -> int:
         """Stop; the number of updates without an origin that were carried out everywhere."""
@@ -100,8 +120,14 @@ class Work:
     def _write_loose(self) -> int:
         pushes = 0
         while not self._stop.is_set():
-            self._store.push({"loose": (IDS, GRADS)})
-            pushes += 1
+            try:
+                self._store.push({"loose": (IDS, GRADS)})
+            except es.UnavailableError as error:
+                if UNKNOWN not in str(error):
+                    raise
+                self.unknown.append(str(error))
+            else:
+                pushes += 1
         return pushes
 
     def _read(self) -> None:
@@ -134,8 +160,7 @@ def test_shards_are_replaced_under_work_that_never_stops(group: Group) -> None:
                 group.leaders[0].process.send_signal(signal.SIGSTOP)
                 stopped = group.leaders[0].process
                 group.take_over(0, force=True)
-                at = work.position
-                assert follower.wait_until(lambda: work.position > at + 20, TIMEOUT_S)
+                work.wait_for_more(follower)
                 stopped.send_signal(signal.SIGCONT)  # what it wakes up to has been decided without it
             finally:
                 pushed = work.finish()
@@ -149,3 +174,33 @@ def test_shards_are_replaced_under_work_that_never_stops(group: Group) -> None:
         assert loose.min() >= pushed + 1 - sum(message.count for message in lost), "no update is lost in silence"
         follower.wait_for({"s": work.position + 1}, TIMEOUT_S)
         assert set(counts(follower, "counted").tolist()) == {work.position + 1.0}
+
+
+def test_shards_become_more_and_fewer_under_work_that_never_stops(group: Group) -> None:
+    with (
+        es.connect(group.addresses[0], timeout_s=5.0, retry_s=TIMEOUT_S) as store,
+        FollowerStore(group.addresses[0], sync_interval_ms=20) as follower,
+    ):
+        for spec in (COUNTED, LOOSE):
+            store.create_table(spec)
+        store.open_stream("s", 0)
+        store.push({"loose": (IDS, GRADS)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", es.LostUpdatesWarning)
+            work = Work(store)
+            try:
+                follower.wait_synced(TIMEOUT_S)
+                for num_shards in (3, 1, 2):
+                    group.reshard(num_shards)
+                    work.wait_for_more(follower)
+            finally:
+                pushed = work.finish()
+        assert store.topology.addresses == tuple(group.addresses)
+        work.push(work.position, work.position + 1)
+        assert set(counts(store, "counted").tolist()) == {work.position + 1.0}
+        loose = counts(store, "loose")
+        assert loose.min() >= pushed + 1
+        assert loose.max() <= pushed + 1 + len(work.unknown), "only what nobody can know is uncertain"
+        follower.wait_for({"s": work.position + 1}, TIMEOUT_S)
+        assert set(counts(follower, "counted").tolist()) == {work.position + 1.0}
+        assert (counts(follower, "loose") == loose).all()
