@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from processes import Process, free_port, run
@@ -17,6 +19,7 @@ import embedstore as es
 from embedstore.errors import EmbedstoreError, GapError, InvalidArgumentError, UnavailableError
 from embedstore.server.takeover import activate, reassign, resharded
 from embedstore.status import Topology
+from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 IDS = np.arange(600, dtype=np.uint64)
 COUNTS = es.TableSpec("counts", dim=1, optimizer=es.SGD(1.0), num_chunks=16)
@@ -29,6 +32,13 @@ KILLS = 7
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+def told(address: str) -> admin_pb2.TopologyResponse:
+    with grpc.insecure_channel(address) as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        answer: admin_pb2.TopologyResponse = stub.Topology(admin_pb2.TopologyRequest(), timeout=10)
+    return answer
 
 
 @pytest.fixture
@@ -181,6 +191,36 @@ def test_a_takeover_that_came_to_nothing_is_taken_back(stack: ExitStack, tmp_pat
     assert done.returncode == 0, done.stderr
     writer.wait_pushed(writer.pushed + 10)
     check(writer, old)
+
+
+def test_a_leader_that_wakes_after_its_replacement_fences_itself(stack: ExitStack, tmp_path: Path) -> None:
+    members = Members(stack, tmp_path)
+    [old] = start_shards(members, 1)
+    with connect(old) as store:
+        store.open_stream("events", 0)
+        store.push({"counts": (IDS, -np.ones((len(IDS), 1)))}, origins=[es.Origin("events", 0, 1)])
+        [new] = start_standbys(members, [old], 1)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while store.stats().standbys != (new,):
+            assert time.monotonic() < deadline_s
+    sleeper = members.running["old-0"].process
+    sleeper.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(UnavailableError):
+            activate([new], None, force=False, timeout_s=2)
+        [record] = activate([new], None, force=True, timeout_s=2)
+        with connect(new) as store:
+            store.open_stream("events", 0)
+            store.push({"counts": (IDS, -np.ones((len(IDS), 1)))}, origins=[es.Origin("events", 1, 2)])
+    finally:
+        sleeper.send_signal(signal.SIGCONT)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not told(old).fenced:
+        assert time.monotonic() < deadline_s
+    with connect(old) as store:
+        assert store.stats().tables["counts"].rows == len(IDS)
+        assert (store.pull({"counts": IDS})["counts"] == 2).all(), "it sends its callers to the one that replaced it"
+    assert record.addresses == (new,)
 
 
 def test_kills_at_any_moment_of_a_resharding_cost_no_push(stack: ExitStack, tmp_path: Path, seed: int) -> None:

@@ -25,6 +25,7 @@ from embedstore.status import Topology
 IDS = np.arange(2000, dtype=np.uint64)
 COUNTS = es.TableSpec("counts", dim=2, optimizer=es.SGD(1.0), num_chunks=16)
 LEARNT = es.TableSpec("learnt", dim=3, optimizer=es.Adagrad(0.5), init=es.Uniform(0.1, seed=4), num_chunks=8)
+REPEATED = es.TableSpec("repeated", dim=1, optimizer=es.SGD(1.0), num_chunks=4, admission=es.MinCount(3))
 TIMEOUT_S = 20.0
 
 
@@ -38,7 +39,7 @@ class Cluster:
         self.shards = [self.shard(i) for i in range(num_shards)]
         self.position = 0
         with self.connect() as store:
-            for spec in (COUNTS, LEARNT):
+            for spec in (COUNTS, LEARNT, REPEATED):
                 store.create_table(spec)
 
     def serve(self, *arguments: str) -> Process:
@@ -98,6 +99,9 @@ def test_a_standby_takes_over_with_everything_and_the_old_leader_is_fenced(stack
     cluster.push(writer)
     writer.assign("counts", [7777, 8888], [[1.5, 2.5]] * 2)
     writer.put_dense("weights", {"w": np.arange(4.0)}, {"events": 2})
+    for _ in range(2):
+        writer.push({"repeated": (IDS, -np.ones((len(IDS), 1)))})
+    assert not writer.contains("repeated", IDS).any()
     [record] = activate([standby.address], None, force=False, timeout_s=TIMEOUT_S)
     assert record == Topology(2, (cluster.addresses[0], standby.address), 2)
     # Whoever was connected goes on, and the writer is the same one.
@@ -105,6 +109,8 @@ def test_a_standby_takes_over_with_everything_and_the_old_leader_is_fenced(stack
     writer.assign("counts", [8888], [[3.5, 4.5]])
     assert writer.pull({"counts": [7777, 8888]})["counts"].tolist() == [[1.5, 2.5], [3.5, 4.5]]
     check_counts(writer, 3)
+    writer.push({"repeated": (IDS, -np.ones((len(IDS), 1)))})
+    assert writer.contains("repeated", IDS).all(), "a standby knows how often an id without a row was met"
     with cluster.connect() as store:
         assert store.watermarks()["events"].watermarks == (3,)
         assert store.get_dense("weights").tensors["w"].tolist() == [0, 1, 2, 3]
