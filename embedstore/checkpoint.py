@@ -16,29 +16,16 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedstore.errors import (
-    CheckpointFailedError,
-    CorruptCheckpointError,
-    CorruptDeltaError,
-    DeltaGapError,
-    InvalidArgumentError,
-    UnsupportedError,
-)
-from embedstore.manifest import FORMAT, MANIFEST_NAME, STORE_KEY, Manifest, ManifestContents, table_key
-from embedstore.records import (
-    ChunkRecord,
-    TableRecord,
-    Watermarks,
-    read_watermarks,
-    record_of,
-    watermarks_by_chunk,
-)
+from embedstore.errors import CheckpointFailedError, CorruptCheckpointError, InvalidArgumentError
+from embedstore.manifest import FORMAT, MANIFEST_NAME, STORE_KEY, Manifest, ManifestContents, kept_key, table_key
+from embedstore.records import ChunkRecord, TableRecord, Watermarks, record_of, segments_of, watermarks_by_chunk
+from embedstore.recovery import CorruptBlob, Recovery, SavedTable, Shown, no_report
 from embedstore.segments import (
     Blob,
     SegmentReader,
@@ -57,31 +44,8 @@ SMALL_BASE_BYTES = 64 << 10
 GARBAGE_BYTES_MIN = 64 << 20
 SEGMENTS_MAX = 256
 RECOVERY_THREADS_MAX = 8
-REPORTS_MAX = 256
+KEEP_MAX = 1 << 12
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CorruptBlob:
-    """A blob that could not be read at the start, and whose chunk fell back."""
-
-    table: str
-    chunk: int
-    problem: str
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How far a recovery is: the table that it reads, chunks over all tables, and rows so far."""
-
-    table: str
-    chunks: int
-    num_chunks: int
-    rows: int
-
-
-def _no_report(recovery: Recovery) -> None:
-    pass
 
 
 def _needs_base(blobs: Sequence[Blob], sparse: frozenset[int]) -> bool:
@@ -92,46 +56,20 @@ def _needs_base(blobs: Sequence[Blob], sparse: frozenset[int]) -> bool:
     return sum(blob.length for blob in blobs[1:]) > max(blobs[0].length, SMALL_BASE_BYTES)
 
 
-class _Shown:
-    """Tells ``progress`` at the beginning and end of each table and some hundred times between."""
-
-    def __init__(self, progress: Callable[[Recovery], None], num_chunks: int) -> None:
-        self._progress, self._num_chunks = progress, num_chunks
-        self._step = max(num_chunks // REPORTS_MAX, 1)
-        self._chunks, self._rows = 0, 0
-        self._table: Table | None = None
-
-    def begin(self, table: Table) -> None:
-        self._table = table
-        self._tell()
-
-    def each(self, results: Iterable[tuple[Blob, ...]]) -> Iterator[tuple[Blob, ...]]:
-        for result in results:
-            self._chunks += 1
-            if self._chunks % self._step == 0:
-                self._tell()
-            yield result
-
-    def end(self) -> None:
-        assert self._table is not None
-        self._tell()
-        self._rows += len(self._table)
-
-    def _tell(self) -> None:
-        assert self._table is not None
-        rows = self._rows + len(self._table)
-        self._progress(Recovery(self._table.spec.name, self._chunks, self._num_chunks, rows))
-
-
 class Checkpointer:
     """The directory of one store. Any thread may call anything; see the module for what is kept.
 
     Raises :class:`StoreLockedError`, :class:`CorruptCheckpointError`, :class:`InvalidArgumentError` (the directory
     belongs to another shard, or cannot be one) when made, and :class:`CheckpointFailedError` for whatever cannot be
-    written, after which everything is as before and the call can be repeated.
+    written, after which everything is as before and the call can be repeated. The last ``keep`` checkpoints stay
+    readable.
     """
 
-    def __init__(self, path: Path, shard: int, num_shards: int) -> None:
+    def __init__(self, path: Path, shard: int, num_shards: int, *, keep: int = 1) -> None:
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= KEEP_MAX:
+            raise InvalidArgumentError("keep_checkpoints", f"must be an integer in [1, {KEEP_MAX}], not {keep!r}")
+        self._keep = keep
+        self._kept: dict[int, frozenset[int]] = {}
         self._path = path
         self._segments = path / "segments"
         self._shard, self._num_shards = shard, num_shards
@@ -178,83 +116,55 @@ class Checkpointer:
 
     # -- recovery
 
-    def recover(self, owned: Any, progress: Callable[[Recovery], None] = _no_report) -> list[Table]:
+    def recover(self, owned: Any, progress: Callable[[Recovery], None] = no_report) -> list[Table]:
         """Every table as of the last checkpoint; ``owned(spec)`` says which chunks are this shard's.
 
         A chunk with an unreadable blob stands where its last good blob left it; it is in :attr:`corrupt`. ``progress``
         is called in this thread, some hundred times at most; what it raises ends the recovery.
         """
-        shown = _Shown(progress, sum(len(message.chunks) for message in self.contents.tables))
-        with SegmentReader(self._segments) as reader:
-            tables = [self._recover_table(message, owned, reader, shown) for message in self.contents.tables]
+        contents = self.contents
+        shown = Shown(progress, sum(len(message.chunks) for message in contents.tables))
+        self._kept = {kept.number: segments_of(kept.tables) for kept in contents.kept}
         # Also what could not be read is kept until a checkpoint has replaced it.
-        named = {b.segment for message in self.contents.tables for chunk in message.chunks for b in chunk.blobs}
+        named = segments_of(contents.tables).union(*self._kept.values())
+        with SegmentReader(self._segments) as reader:
+            tables = [self._recover_table(message, owned, reader, shown) for message in contents.tables]
         remove_segments(self._segments, self._sizes.keys() - named)
         self._sizes = {number: size for number, size in self._sizes.items() if number in named}
         return tables
 
     def _recover_table(
-        self, message: manifest_pb2.TableManifest, owned: Any, reader: SegmentReader, shown: _Shown
+        self, message: manifest_pb2.TableManifest, owned: Any, reader: SegmentReader, shown: Shown
     ) -> Table:
+        saved = SavedTable.read(message)
         try:
-            spec = TableSpec.from_proto(message.spec)
-            table = Table(spec, chunks=owned(spec))
-            sets = [read_watermarks(entry) for entry in message.watermark_sets]
-            entries = {entry.cursor.chunk: (entry, sets[entry.watermark_set]) for entry in message.chunks}
-        except UnsupportedError:
-            raise
-        except (InvalidArgumentError, IndexError) as problem:
-            raise CorruptCheckpointError(f"manifest of table {message.spec.name!r}", str(problem)) from problem
-        if list(entries) != list(table.chunks):
-            raise CorruptCheckpointError(f"manifest of table {spec.name!r}", "does not list the chunks of this shard")
-        reader.open(blob.segment for entry, _ in entries.values() for blob in entry.blobs)
-        beginnings = read_watermarks(message.beginnings)
+            table = Table(saved.spec, chunks=owned(saved.spec))
+        except InvalidArgumentError as problem:
+            raise CorruptCheckpointError(f"manifest of table {saved.spec.name!r}", str(problem)) from problem
+        if list(saved.chunks) != list(table.chunks):
+            raise CorruptCheckpointError(
+                f"manifest of table {saved.spec.name!r}", "does not list the chunks of this shard"
+            )
+        reader.open(saved.segments())
 
-        def recover(chunk: int) -> tuple[Blob, ...]:
-            entry, watermarks = entries[chunk]
-            return self._recover_chunk(table, entry, watermarks, beginnings, reader)
+        def restore(chunk: int) -> tuple[Blob, ...]:
+            good, bad = saved.restore(chunk, table, reader)
+            if bad is not None:
+                self.corrupt.append(bad)
+                _log.error("table %s: chunk %d falls back: %s", bad.table, chunk, bad.problem)
+            return good
 
         with ThreadPoolExecutor(min(os.cpu_count() or 1, RECOVERY_THREADS_MAX)) as pool:
             shown.begin(table)
             try:
-                blobs = dict(zip(entries, shown.each(pool.map(recover, entries)), strict=True))
+                blobs = dict(zip(saved.chunks, shown.each(table, pool.map(restore, saved.chunks)), strict=True))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        shown.end()
+        shown.end(table)
         table.branch()
-        self._records[spec.name] = TableRecord(table, beginnings, record_of(table, blobs))
+        self._records[saved.spec.name] = TableRecord(table, saved.beginnings, record_of(table, blobs))
         return table
-
-    def _recover_chunk(
-        self,
-        table: Table,
-        entry: manifest_pb2.ChunkManifest,
-        watermarks: Watermarks,
-        beginnings: Watermarks,
-        reader: SegmentReader,
-    ) -> tuple[Blob, ...]:
-        chunk = entry.cursor.chunk
-        good: list[Blob] = []
-        for ref in entry.blobs:
-            blob = Blob(ref.segment, ref.offset, ref.length, ref.crc32c)
-            try:
-                applied, _, _ = table.apply_buffer(reader.read(blob))
-            except (CorruptCheckpointError, CorruptDeltaError, DeltaGapError) as problem:
-                self.corrupt.append(CorruptBlob(table.spec.name, chunk, str(problem)))
-                _log.error("table %s: chunk %d falls back: %s", table.spec.name, chunk, problem)
-                break
-            if applied != chunk:
-                raise CorruptCheckpointError(
-                    str(segment_path(self._segments, blob.segment)),
-                    f"the blob at {blob.offset} is of chunk {applied}, not {chunk}",
-                )
-            good.append(blob)
-        if len(good) == len(entry.blobs):
-            table.set_watermarks(chunk, watermarks, entry.clock_ms)
-        elif not good:
-            table.set_watermarks(chunk, beginnings, 0)
-        return tuple(good)
 
     def take_contents(self) -> ManifestContents:
         """What the manifest held at the start, once: it is not kept."""
@@ -295,6 +205,11 @@ class Checkpointer:
         with self._mutex:
             self._write(entries)
 
+    @property
+    def last_checkpoint(self) -> int:
+        """The number of the last checkpoint; they count from 1."""
+        return self._store.checkpoint
+
     def durable(self) -> dict[str, Watermarks]:
         """Per table the lowest watermarks that a restart would find."""
         with self._mutex:
@@ -302,8 +217,9 @@ class Checkpointer:
 
     # -- checkpoints
 
-    def checkpoint(self) -> tuple[int, int]:
-        """Make everything that the tables hold durable; returns (chunks, bytes) written."""
+    def checkpoint(self, now_ms: int) -> tuple[int, int]:
+        """Make everything that the tables hold durable, as a checkpoint taken at ``now_ms``; returns (chunks, bytes)
+        written."""
         with self._checkpointing:
             with self._mutex:
                 records = dict(self._records)
@@ -316,7 +232,7 @@ class Checkpointer:
                 writer.discard()
                 self._store.next_segment = writer.number + 1
                 raise
-            num_chunks = self._commit(records, passed, writer)
+            num_chunks = self._commit(records, passed, writer, now_ms)
             return num_chunks, writer.bytes_written
 
     def _pass(self, record: TableRecord, writer: SegmentWriter, sparse: frozenset[int]) -> tuple[ChunkRecord, ...]:
@@ -343,17 +259,17 @@ class Checkpointer:
         records: Mapping[str, TableRecord],
         passed: Mapping[str, tuple[ChunkRecord, ...]],
         writer: SegmentWriter,
+        now_ms: int,
     ) -> int:
         with self._mutex:
             current = {name: record for name, record in records.items() if self._records.get(name) is record}
             moved = {name: replace(record, chunks=passed[name]) for name, record in current.items()}
-            puts: dict[bytes, Any] = {table_key(n): r.to_proto(r.table.spec) for n, r in moved.items()}
+            puts: dict[bytes, Any] = {table_key(n): _serialized(r.to_proto(r.table.spec)) for n, r in moved.items()}
             if writer.bytes_written:
                 # Counted up even when the write below fails: it may have reached the disk all the same.
                 self._store.next_segment = writer.number + 1
                 self._sizes[writer.number] = writer.bytes_written
-                puts[STORE_KEY] = self._store
-            self._write(puts)
+            kept = self._write_checkpoint({**self._records, **moved}, puts, now_ms)
             num_chunks = sum(
                 new.blobs != old.blobs
                 for name, record in current.items()
@@ -361,14 +277,39 @@ class Checkpointer:
             )
             for name, record in current.items():
                 record.chunks = passed[name]
-            unused = self._sizes.keys() - self._live_segments().keys()
+            self._kept = kept
+            unused = self._sizes.keys() - self._live_segments().keys() - frozenset().union(*kept.values())
             self._sizes = {number: size for number, size in self._sizes.items() if number not in unused}
         remove_segments(self._segments, unused)
         return num_chunks
 
+    def _write_checkpoint(
+        self, records: Mapping[str, TableRecord], puts: dict[bytes, Any], now_ms: int
+    ) -> dict[int, frozenset[int]]:
+        """Write a checkpoint's entries, if any differs; returns the segments of the checkpoints that are kept then."""
+        if not self._changed(puts):
+            return self._kept
+        # This number, too, is used up even when the write fails.
+        self._store.checkpoint += 1
+        self._store.checkpoint_ms = now_ms
+        puts = {**puts, STORE_KEY: self._store}
+        number = self._store.checkpoint
+        kept = {old: segments for old, segments in self._kept.items() if old > number - self._keep}
+        if self._keep > 1:
+            message = manifest_pb2.CheckpointManifest(number=number, taken_ms=now_ms)
+            for name in sorted(records):
+                message.tables.append(records[name].to_proto(records[name].table.spec))
+            puts[kept_key(number)] = message
+            kept[number] = segments_of(message.tables)
+        self._write(puts, [kept_key(old) for old in self._kept.keys() - kept.keys()])
+        return kept
+
+    def _changed(self, puts: Mapping[bytes, Any]) -> bool:
+        return any(self._written.get(key) != value for key, value in puts.items())
+
     def _write(self, puts: Mapping[bytes, Any], deletes: Sequence[bytes] = ()) -> None:
         """Write what differs from what is there. ``_mutex`` is held."""
-        values = {key: message.SerializeToString(deterministic=True) for key, message in puts.items()}
+        values = {key: _serialized(message) for key, message in puts.items()}
         changed = {key: value for key, value in values.items() if self._written.get(key) != value}
         if not changed and not deletes:
             return
@@ -377,7 +318,7 @@ class Checkpointer:
         except CheckpointFailedError:
             self._written.clear()
             raise
-        self._written |= {key: value for key, value in changed.items() if not key.startswith(b"dense/")}
+        self._written |= {key: value for key, value in changed.items() if not key.startswith((b"dense/", b"kept/"))}
         for key in deletes:
             self._written.pop(key, None)
 
@@ -391,9 +332,11 @@ class Checkpointer:
         return live
 
     def _sparse_segments(self) -> frozenset[int]:
-        """The segment to be emptied next, when too many bytes or too many files are kept for too little."""
-        live = self._live_segments()
-        total = sum(self._sizes.values())
+        """The segment to be emptied next, when too many bytes or too many files are kept for too little. What older
+        checkpoints need stays anyway."""
+        older = frozenset[int]().union(*(s for number, s in self._kept.items() if number != self._store.checkpoint))
+        live = {number: length for number, length in self._live_segments().items() if number not in older}
+        total = sum(size for number, size in self._sizes.items() if number not in older)
         if not live or (total <= 2 * sum(live.values()) + GARBAGE_BYTES_MIN and len(live) <= SEGMENTS_MAX):
             return frozenset()
         return frozenset([min(live, key=lambda number: live[number] / max(self._sizes.get(number, 0), 1))])
@@ -408,3 +351,7 @@ class Checkpointer:
         self.close()
         for directory in (self._segments, self._path / MANIFEST_NAME):
             shutil.rmtree(directory)
+
+
+def _serialized(message: Any) -> bytes:
+    return message if isinstance(message, bytes) else bytes(message.SerializeToString(deterministic=True))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from embedstore.errors import CorruptDeltaError
 
 DELTA_HEADER_BYTES = 136
+ROW_BYTES = 28
+"""Of each row, besides its floats."""
 _HEADER = struct.Struct("<4sHH6I5Qq3Q2I3Q")
 
 
@@ -19,6 +21,7 @@ class DeltaInfo:
     chunk: int
     num_chunks: int
     dim: int
+    state_floats: int
     incarnation: int
     parent_incarnation: int
     branch_version: int
@@ -35,16 +38,21 @@ class DeltaInfo:
     num_bytes: int
 
     @property
+    def row_bytes(self) -> int:
+        """What one row takes in it."""
+        return ROW_BYTES + 4 * (self.dim + self.state_floats)
+
+    @property
     def full(self) -> bool:
         """Whether it replaces the chunk."""
         return self.from_version == 0
 
 
-def delta_info(delta: bytes) -> DeltaInfo:
+def delta_info(delta: bytes | memoryview) -> DeltaInfo:
     """Read a delta's header without checking the rest; :class:`CorruptDeltaError` when it is none."""
     if len(delta) < _HEADER.size:
         raise CorruptDeltaError("delta is shorter than its header")
-    magic, version, flags, chunk, num_chunks, dim, _, _, _, *longs = _HEADER.unpack_from(delta)
+    magic, version, flags, chunk, num_chunks, dim, state_floats, _, _, *longs = _HEADER.unpack_from(delta)
     if magic != b"ESCD" or version != 2:
         raise CorruptDeltaError("delta has an unknown format")
     incarnation, parent, branch, begin, end, clock, num_rows, num_tombstones, watermark_bytes, *rest = longs
@@ -54,6 +62,7 @@ def delta_info(delta: bytes) -> DeltaInfo:
         chunk=chunk,
         num_chunks=num_chunks,
         dim=dim,
+        state_floats=state_floats,
         incarnation=incarnation,
         parent_incarnation=parent,
         branch_version=branch,

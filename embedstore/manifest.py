@@ -19,7 +19,7 @@ from rocksdict import DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 from embedstore.errors import CheckpointFailedError, CorruptCheckpointError, StoreLockedError
 from embedstore.v1 import admin_pb2, manifest_pb2, store_pb2
 
-FORMAT = 2
+FORMAT = 3
 """Of the whole directory: it counts up with the format of what the blobs hold, too."""
 MANIFEST_NAME = "manifest"
 """Of its directory within the store's."""
@@ -33,6 +33,11 @@ _log = logging.getLogger(__name__)
 def table_key(name: str) -> bytes:
     """Key of a ``TableManifest``."""
     return b"table/" + name.encode()
+
+
+def kept_key(number: int) -> bytes:
+    """Key of a ``CheckpointManifest``."""
+    return b"kept/%016d" % number
 
 
 def stream_key(name: str) -> bytes:
@@ -53,6 +58,7 @@ class ManifestContents:
     tables: list[manifest_pb2.TableManifest] = field(default_factory=list)
     streams: list[manifest_pb2.StreamManifest] = field(default_factory=list)
     dense: list[store_pb2.DenseSet] = field(default_factory=list)
+    kept: list[manifest_pb2.CheckpointManifest] = field(default_factory=list)
     topology: admin_pb2.TopologyRecord | None = None
     previous_topology: admin_pb2.TopologyRecord | None = None
     acquaintances: list[str] = field(default_factory=list)
@@ -101,6 +107,8 @@ class Manifest:
                 contents.acquaintances = list(self._parse(manifest_pb2.Acquaintances(), key, value).addresses)
             elif kind == b"table":
                 contents.tables.append(self._parse(manifest_pb2.TableManifest(), key, value))
+            elif kind == b"kept":
+                contents.kept.append(self._parse(manifest_pb2.CheckpointManifest(), key, value))
             elif kind == b"stream":
                 contents.streams.append(self._parse(manifest_pb2.StreamManifest(), key, value))
             elif kind == b"dense":

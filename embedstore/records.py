@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from embedstore.segments import Blob
@@ -81,3 +81,8 @@ def _fill(message: sync_pb2.WatermarkSet, watermarks: Watermarks) -> None:
 def read_watermarks(message: sync_pb2.WatermarkSet) -> dict[str, int]:
     """The watermarks of a message."""
     return {entry.stream: entry.position for entry in message.positions}
+
+
+def segments_of(tables: Iterable[manifest_pb2.TableManifest]) -> frozenset[int]:
+    """The numbers of all segments that hold blobs of these tables."""
+    return frozenset(ref.segment for table in tables for entry in table.chunks for ref in entry.blobs)

@@ -175,6 +175,10 @@ class SegmentReader:
                 os.close(handle)
         self._files.clear()
 
+    def path(self, number: int) -> Path:
+        """Where segment ``number`` lies."""
+        return segment_path(self._directory, number)
+
     def open(self, numbers: Iterable[int]) -> None:
         """Open segments and check their headers; what is wrong is raised by :meth:`read`."""
         for number in sorted(set(numbers) - self._files.keys()):

@@ -15,19 +15,21 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from embedstore import dense
-from embedstore.checkpoint import Checkpointer, Recovery
+from embedstore.checkpoint import Checkpointer
 from embedstore.errors import (
     CorruptCheckpointError,
     InvalidArgumentError,
     StaleDenseSetError,
     TableExistsError,
 )
+from embedstore.group_commit import GroupCommit
 from embedstore.interface import (
     CheckpointResult,
     DenseSet,
+    Origin,
     StreamState,
     check_position,
     check_stream_name,
@@ -36,6 +38,7 @@ from embedstore.manifest import MANIFEST_NAME, dense_key, stream_key
 from embedstore.membership import Membership
 from embedstore.origins import Stream, Watermarks, is_client
 from embedstore.placement import check_shard, chunks_of_shard
+from embedstore.recovery import Recovery
 from embedstore.spec import TableSpec
 from embedstore.table import Table
 from embedstore.table_set import TableSet, wall_clock_ms
@@ -44,6 +47,8 @@ from embedstore.writing import WritableTables
 
 __all__ = ["LocalStore", "TableSet", "open", "wall_clock_ms"]
 
+Durability = Literal["checkpoint", "sync"]
+
 
 class LocalStore(WritableTables):
     """A store of this process; implements :class:`embedstore.interface.Store`. Any thread may call anything.
@@ -51,7 +56,10 @@ class LocalStore(WritableTables):
     ``path`` None keeps everything in memory: then ``checkpoint()`` only declares what is applied durable, so that a
     writer that waits for that can go on. ``shard`` of ``num_shards`` owns its share of every table's chunks; ids of
     other chunks raise :class:`WrongShardError`. ``clock_ms`` gives unix milliseconds and bounds event times.
-    ``progress`` is told in the opening thread how far the recovery is; what it raises ends the opening.
+    ``durability`` "sync": pushes without origins, assigns and deletes return when they are durable, many of them with
+    one checkpoint; one that raises :class:`CheckpointFailedError` is applied, and durable with the next checkpoint that
+    succeeds. Pushes with origins never wait: their streams can be read again. ``keep_checkpoints``: how many stay
+    readable. ``progress`` is told in the opening thread how far the recovery is; what it raises ends the opening.
     """
 
     def __init__(
@@ -62,6 +70,8 @@ class LocalStore(WritableTables):
         shard: int = 0,
         num_shards: int = 1,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        durability: Durability = "checkpoint",
+        keep_checkpoints: int = 1,
         progress: Callable[[Recovery], None] | None = None,
     ) -> None:
         super().__init__(clock_ms=clock_ms)
@@ -70,8 +80,13 @@ class LocalStore(WritableTables):
         self._dense_lock = threading.Lock()
         self._closing = threading.Lock()
         self._last_checkpoint_ms = 0
+        self._changed_lock = threading.Lock()
+        self._changed_bytes = 0
         self.membership = Membership()
-        self._disk = None if path is None else Checkpointer(_directory(path), shard, num_shards)
+        self._group_commit = _group_commit(durability, path, self._checkpoint)
+        self._disk = None
+        if path is not None:
+            self._disk = Checkpointer(_directory(path), shard, num_shards, keep=keep_checkpoints)
         try:
             self._recover(progress)
             if not isinstance(tables, Sequence):
@@ -310,11 +325,21 @@ class LocalStore(WritableTables):
         self.check_open()
         return self._checkpoint()
 
+    def _settle(self, origins: Sequence[Origin], num_bytes: int) -> None:
+        with self._changed_lock:
+            self._changed_bytes += num_bytes
+        if self._group_commit is not None and all(is_client(origin.stream) for origin in origins):
+            self._group_commit.wait()
+
+    def changed_bytes(self) -> int:
+        """About how many bytes of rows were written since the last checkpoint; a row counts as often as it was."""
+        return self._changed_bytes
+
     def _checkpoint(self) -> CheckpointResult:
         started_ms = self._clock_ms()
-        num_chunks, num_bytes = 0, 0
+        num_chunks, num_bytes, changed_bytes = 0, 0, self._changed_bytes
         if self._disk is not None:
-            num_chunks, num_bytes = self._disk.checkpoint()
+            num_chunks, num_bytes = self._disk.checkpoint(started_ms)
         with self._streams.gate.alone():
             idle = [] if self.table_map() else self._streams.opened()
             if self._disk is not None:
@@ -326,7 +351,13 @@ class LocalStore(WritableTables):
                 self._streams.set_durable(self._disk.durable())
         ended_ms = self._clock_ms()
         self._last_checkpoint_ms = ended_ms
+        with self._changed_lock:
+            self._changed_bytes -= changed_bytes
         return CheckpointResult(num_chunks, num_bytes, max(ended_ms - started_ms, 0) / 1000)
+
+    def last_checkpoint_number(self) -> int:
+        """How many checkpoints the directory has had; 0 without one."""
+        return 0 if self._disk is None else self._disk.last_checkpoint
 
     def last_checkpoint_s(self) -> float:
         """Unix seconds of the last checkpoint of this process; 0: none."""
@@ -380,6 +411,14 @@ def _directory(path: Any) -> Path:
     if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
         raise InvalidArgumentError("path", f"must name a directory, or be None, not {path!r}")
     return Path(path)
+
+
+def _group_commit(durability: Any, path: Any, commit: Callable[[], object]) -> GroupCommit | None:
+    if durability not in ("checkpoint", "sync"):
+        raise InvalidArgumentError("durability", f'must be "checkpoint" or "sync", not {durability!r}')
+    if durability == "sync" and path is None:
+        raise InvalidArgumentError("durability", '"sync" needs a directory')
+    return GroupCommit(commit) if durability == "sync" else None
 
 
 def _check_spec(label: str, spec: TableSpec) -> None:

@@ -7,6 +7,7 @@ push in some chunks and not yet in others, never half of it in one chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -137,6 +138,13 @@ class Table:
     def memory_bytes(self) -> int:
         """Bytes held for rows, index, versions and tombstones."""
         return self._native.memory_bytes
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """What one row takes in a delta."""
+        first = self._chunks[0]
+        states = self.chunk_states()
+        return delta_info(self.delta(first, int(states.incarnations[0]), int(states.versions[0]))).row_bytes
 
     def __len__(self) -> int:
         return len(self._native)

@@ -102,6 +102,7 @@ class WritableTables(TableSet):
             for push in pushes.values():
                 _sweep_beside(push.table, len(push.ids))
         self.notify()
+        self._settle(origins, sum(len(push.ids) * push.table.row_bytes for push in pushes.values()))
         return result
 
     def _checked_push(self, name: str, value: Any, event_time_ms: int | None, now_ms: int) -> _Push:
@@ -202,7 +203,11 @@ class WritableTables(TableSet):
                 change(target, now_ms, origins)
             _sweep_beside(target, swept)
         self.notify()
+        self._settle(origins, swept * target.row_bytes)
         return result
+
+    def _settle(self, origins: Sequence[Origin], num_bytes: int) -> None:
+        """Called after each write of about so many bytes, with no lock held: the place to wait until it is durable."""
 
     def sweep(
         self, table: str | None = None, *, budget_ms: float | None = None, dry_run: bool = False

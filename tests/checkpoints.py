@@ -46,10 +46,19 @@ def replay(store: Any, end: int, num_ids: int = 100) -> None:
 
 
 def crash(store_path: Path, copy_path: Path) -> Path:
-    """The directory as a kill would leave it at this moment; the store goes on."""
-    shutil.rmtree(copy_path, ignore_errors=True)
-    shutil.copytree(store_path, copy_path)
-    return copy_path
+    """The directory as a kill would leave it at this moment; the store goes on.
+
+    RocksDB may delete what it needs no more while it is copied: then again.
+    """
+    for _ in range(10):
+        shutil.rmtree(copy_path, ignore_errors=True)
+        try:
+            shutil.copytree(store_path, copy_path)
+            return copy_path
+        except shutil.Error as error:
+            if not all("No such file" in str(reason) for _, _, reason in error.args[0]):
+                raise
+    raise AssertionError(f"{store_path} does not hold still")
 
 
 def state(store: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic_settings import (
 from embedstore.cli.tables import parse_tables, read_tables, read_toml
 from embedstore.errors import InvalidArgumentError
 from embedstore.server.shard import ShardOptions
+from embedstore.store import Durability
 
 PORT_DEFAULT = 7600
 
@@ -40,6 +41,9 @@ class ServeSettings(BaseSettings):
     standby: bool = False
     advertise: str = ""
     checkpoint_interval_s: float = 5.0
+    checkpoint_bytes: int = 1 << 30
+    keep_checkpoints: int = 1
+    durability: Durability = "checkpoint"
     drain_s: float = 10.0
     workers: int = 32
     requests_max: int = 1024
@@ -66,6 +70,9 @@ class ServeSettings(BaseSettings):
             standby=self.standby,
             advertise=self.advertise,
             checkpoint_interval_s=self.checkpoint_interval_s,
+            checkpoint_bytes=self.checkpoint_bytes,
+            keep_checkpoints=self.keep_checkpoints,
+            durability=self.durability,
             drain_s=self.drain_s,
             workers=self.workers,
             requests_max=self.requests_max,

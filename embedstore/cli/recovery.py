@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from embedstore.checkpoint import Recovery
+from embedstore.recovery import Recovery
 
 LINES_EVERY_S = 5.0
 _log = logging.getLogger("embedstore.server")

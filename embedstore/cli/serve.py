@@ -34,6 +34,11 @@ def serve(
     standby: Annotated[bool | None, typer.Option("--standby", help="Follow to take the shard's place one day.")] = None,
     advertise: Annotated[str | None, typer.Option(help="host:port where others reach this process.")] = None,
     checkpoint_interval_s: Annotated[float | None, typer.Option(help="Seconds between checkpoints (5).")] = None,
+    checkpoint_bytes: Annotated[int | None, typer.Option(help="Or when so many bytes changed (1 GiB).")] = None,
+    keep_checkpoints: Annotated[int | None, typer.Option(help="Checkpoints that stay readable (1).")] = None,
+    durability: Annotated[
+        str | None, typer.Option(help="When an update without origin is answered: checkpoint (at once), or sync.")
+    ] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long requests may still take at the end (10).")] = None,
     workers: Annotated[int | None, typer.Option(help="Requests that run at once (32).")] = None,
     sync_interval_ms: Annotated[int | None, typer.Option(help="Shortest time between deltas of a chunk (200).")] = None,
@@ -56,6 +61,9 @@ def serve(
         "standby": standby,
         "advertise": advertise,
         "checkpoint_interval_s": checkpoint_interval_s,
+        "checkpoint_bytes": checkpoint_bytes,
+        "keep_checkpoints": keep_checkpoints,
+        "durability": durability,
         "drain_s": drain_s,
         "workers": workers,
         "sync_interval_ms": sync_interval_ms,

@@ -24,10 +24,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from embedstore import _native
-from embedstore.checkpoint import Recovery
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.peers import parse_addresses
 from embedstore.placement import check_shard
+from embedstore.recovery import Recovery
 from embedstore.row_formats import as_row_format
 from embedstore.server import admin, embedding
 from embedstore.server.feed import Pace
@@ -40,7 +40,7 @@ from embedstore.server.standby import Standby
 from embedstore.server.takeover import Takeover
 from embedstore.spec import TableSpec
 from embedstore.status import METADATA_BYTES_MAX, Topology
-from embedstore.store import LocalStore, is_store
+from embedstore.store import Durability, LocalStore, is_store
 from embedstore.table_set import TableSet
 from embedstore.v1 import sync_pb2
 from embedstore.wire import MESSAGE_BYTES_MAX
@@ -51,6 +51,8 @@ log = logging.getLogger("embedstore.server")
 SYNC_SERVICE = "embedstore.v1.SyncService"
 SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
 CUT_OFF_S = 2.0
+LOOK_S = 0.1
+POSITIVE = ("checkpoint_interval_s", "checkpoint_bytes", "drain_s", "workers", "requests_max", "followers_max")
 _numbers = itertools.count()
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two processes on one port would share its clients at random
@@ -72,6 +74,8 @@ class ShardOptions:
     shards in order, or none. ``follow``: leaders' addresses; then this is a follower and has no shard, data or tables;
     ``rows``: how a follower keeps them, fp32, fp16, int8 or int4. ``standby``: it follows to become that shard, with
     that data, when it is told to. ``advertise``: where others reach it (its place in ``peers``, or ``listen``).
+    A checkpoint comes every ``checkpoint_interval_s``, and sooner when about ``checkpoint_bytes`` of rows were written;
+    the last ``keep_checkpoints`` stay readable. ``durability``: see :class:`LocalStore`.
     ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
     """
 
@@ -86,6 +90,9 @@ class ShardOptions:
     standby: bool = False
     advertise: str = ""
     checkpoint_interval_s: float = 5.0
+    checkpoint_bytes: int = 1 << 30
+    keep_checkpoints: int = 1
+    durability: Durability = "checkpoint"
     drain_s: float = 10.0
     workers: int = 32
     requests_max: int = 1024
@@ -95,7 +102,14 @@ class ShardOptions:
 
     def __post_init__(self) -> None:
         check_shard(self.shard, self.num_shards)
-        for name in ("checkpoint_interval_s", "drain_s", "workers", "requests_max", "followers_max"):
+        for name in (
+            "checkpoint_interval_s",
+            "checkpoint_bytes",
+            "drain_s",
+            "workers",
+            "requests_max",
+            "followers_max",
+        ):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidArgumentError(name, f"must be positive, not {getattr(self, name)!r}")
         if self.peers and len(parse_addresses(self.peers)) != self.num_shards:
@@ -263,6 +277,7 @@ class Shard:
                 options.tables,
                 shard=options.shard,
                 num_shards=options.num_shards,
+                **self._store_options(),
                 progress=self._progress,
             )
             self._store = store
@@ -287,8 +302,11 @@ class Shard:
             self._store = store
             self._lead(store)
 
-        self._serving.takeover = Takeover(standby, self._serving, options.data, lead)
+        self._serving.takeover = Takeover(standby, self._serving, options.data, lead, self._store_options())
         self._ready.set()
+
+    def _store_options(self) -> dict[str, Any]:
+        return {"durability": self.options.durability, "keep_checkpoints": self.options.keep_checkpoints}
 
     def _lead(self, store: LocalStore) -> None:
         self._serve(store)
@@ -315,11 +333,17 @@ class Shard:
     # -- in the background
 
     def _checkpoints(self, store: LocalStore) -> None:
-        while not self._stop.wait(self.options.checkpoint_interval_s):
+        """One whenever the interval has passed since the last, or enough has changed."""
+        due_s = time.monotonic() + self.options.checkpoint_interval_s
+        while not self._stop.wait(min(LOOK_S, max(due_s - time.monotonic(), 0.0))):
+            if time.monotonic() < due_s and store.changed_bytes() < self.options.checkpoint_bytes:
+                continue
             try:
                 store.checkpoint()
             except EmbedstoreError as error:  # nothing is lost, and the next round tries again
                 log.error("checkpoint failed: %s", error)
+                self._stop.wait(LOOK_S)
+            due_s = time.monotonic() + self.options.checkpoint_interval_s
 
     def _await_sync(self, store: FollowerStore) -> None:
         while not self._stop.is_set():

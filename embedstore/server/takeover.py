@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -38,11 +39,18 @@ log = logging.getLogger("embedstore.server")
 
 
 class Takeover:
-    """One process's way from standby to shard. ``serve`` is called once, with the store. Any thread may call it."""
+    """One process's way from standby to shard. ``serve`` is called once, with the store, which is opened with
+    ``options``. Any thread may call it."""
 
     def __init__(
-        self, standby: Standby, serving: Serving, data: Path | None, serve: Callable[[LocalStore], None]
+        self,
+        standby: Standby,
+        serving: Serving,
+        data: Path | None,
+        serve: Callable[[LocalStore], None],
+        options: Mapping[str, Any],
     ) -> None:
+        self._options = options
         self._standby = standby
         self._serving = serving
         self._data = data
@@ -127,7 +135,7 @@ class Takeover:
     def _become(self, record: Topology) -> None:
         standby = self._standby
         standby.stop_following()
-        store = LocalStore(self._data, shard=standby.shard, num_shards=standby.num_shards)
+        store = LocalStore(self._data, shard=standby.shard, num_shards=standby.num_shards, **self._options)
         try:
             store.take_over(
                 list(standby.table_map().values()), standby.opened_streams(), standby.own_dense_sets(record)

@@ -26,23 +26,29 @@ from embedstore.v1 import spec_pb2 as embedstore_dot_v1_dot_spec__pb2
 from embedstore.v1 import sync_pb2 as embedstore_dot_v1_dot_sync__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65mbedstore/v1/manifest.proto\x12\rembedstore.v1\x1a\x18\x65mbedstore/v1/spec.proto\x1a\x18\x65mbedstore/v1/sync.proto\"g\n\rStoreManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\nnum_shards\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x14\n\x0cnext_segment\x18\x05 \x01(\x04\"\xcb\x01\n\rTableManifest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.embedstore.v1.TableSpec\x12,\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1c.embedstore.v1.ChunkManifest\x12\x33\n\x0ewatermark_sets\x18\x03 \x03(\x0b\x32\x1b.embedstore.v1.WatermarkSet\x12/\n\nbeginnings\x18\x04 \x01(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"\x86\x01\n\rChunkManifest\x12%\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x15.embedstore.v1.Cursor\x12\x10\n\x08\x63lock_ms\x18\x02 \x01(\x03\x12\x15\n\rwatermark_set\x18\x03 \x01(\r\x12%\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x16.embedstore.v1.BlobRef\"J\n\x07\x42lobRef\x12\x0f\n\x07segment\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"C\n\x0eStreamManifest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"\"\n\rAcquaintances\x12\x11\n\taddresses\x18\x01 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65mbedstore/v1/manifest.proto\x12\rembedstore.v1\x1a\x18\x65mbedstore/v1/spec.proto\x1a\x18\x65mbedstore/v1/sync.proto\"\x92\x01\n\rStoreManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\nnum_shards\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x14\n\x0cnext_segment\x18\x05 \x01(\x04\x12\x12\n\ncheckpoint\x18\x06 \x01(\x04\x12\x15\n\rcheckpoint_ms\x18\x07 \x01(\x03\"d\n\x12\x43heckpointManifest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x10\n\x08taken_ms\x18\x02 \x01(\x03\x12,\n\x06tables\x18\x03 \x03(\x0b\x32\x1c.embedstore.v1.TableManifest\"\xaa\x01\n\x0e\x45xportManifest\x12\x12\n\nnum_shards\x18\x01 \x01(\r\x12,\n\x06tables\x18\x02 \x03(\x0b\x32\x1c.embedstore.v1.TableManifest\x12.\n\x07streams\x18\x03 \x03(\x0b\x32\x1d.embedstore.v1.StreamManifest\x12&\n\x05\x64\x65nse\x18\x04 \x03(\x0b\x32\x17.embedstore.v1.DenseRef\">\n\x08\x44\x65nseRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x16.embedstore.v1.BlobRef\"\xcb\x01\n\rTableManifest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.embedstore.v1.TableSpec\x12,\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1c.embedstore.v1.ChunkManifest\x12\x33\n\x0ewatermark_sets\x18\x03 \x03(\x0b\x32\x1b.embedstore.v1.WatermarkSet\x12/\n\nbeginnings\x18\x04 \x01(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"\x86\x01\n\rChunkManifest\x12%\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x15.embedstore.v1.Cursor\x12\x10\n\x08\x63lock_ms\x18\x02 \x01(\x03\x12\x15\n\rwatermark_set\x18\x03 \x01(\r\x12%\n\x05\x62lobs\x18\x04 \x03(\x0b\x32\x16.embedstore.v1.BlobRef\"J\n\x07\x42lobRef\x12\x0f\n\x07segment\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"C\n\x0eStreamManifest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"\"\n\rAcquaintances\x12\x11\n\taddresses\x18\x01 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'embedstore.v1.manifest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOREMANIFEST']._serialized_start=99
-  _globals['_STOREMANIFEST']._serialized_end=202
-  _globals['_TABLEMANIFEST']._serialized_start=205
-  _globals['_TABLEMANIFEST']._serialized_end=408
-  _globals['_CHUNKMANIFEST']._serialized_start=411
-  _globals['_CHUNKMANIFEST']._serialized_end=545
-  _globals['_BLOBREF']._serialized_start=547
-  _globals['_BLOBREF']._serialized_end=621
-  _globals['_STREAMMANIFEST']._serialized_start=623
-  _globals['_STREAMMANIFEST']._serialized_end=690
-  _globals['_ACQUAINTANCES']._serialized_start=692
-  _globals['_ACQUAINTANCES']._serialized_end=726
+  _globals['_STOREMANIFEST']._serialized_start=100
+  _globals['_STOREMANIFEST']._serialized_end=246
+  _globals['_CHECKPOINTMANIFEST']._serialized_start=248
+  _globals['_CHECKPOINTMANIFEST']._serialized_end=348
+  _globals['_EXPORTMANIFEST']._serialized_start=351
+  _globals['_EXPORTMANIFEST']._serialized_end=521
+  _globals['_DENSEREF']._serialized_start=523
+  _globals['_DENSEREF']._serialized_end=585
+  _globals['_TABLEMANIFEST']._serialized_start=588
+  _globals['_TABLEMANIFEST']._serialized_end=791
+  _globals['_CHUNKMANIFEST']._serialized_start=794
+  _globals['_CHUNKMANIFEST']._serialized_end=928
+  _globals['_BLOBREF']._serialized_start=930
+  _globals['_BLOBREF']._serialized_end=1004
+  _globals['_STREAMMANIFEST']._serialized_start=1006
+  _globals['_STREAMMANIFEST']._serialized_end=1073
+  _globals['_ACQUAINTANCES']._serialized_start=1075
+  _globals['_ACQUAINTANCES']._serialized_end=1109
 # @@protoc_insertion_point(module_scope)

@@ -9,18 +9,52 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StoreManifest(_message.Message):
-    __slots__ = ("format", "shard", "num_shards", "epoch", "next_segment")
+    __slots__ = ("format", "shard", "num_shards", "epoch", "next_segment", "checkpoint", "checkpoint_ms")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_MS_FIELD_NUMBER: _ClassVar[int]
     format: int
     shard: int
     num_shards: int
     epoch: int
     next_segment: int
-    def __init__(self, format: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., epoch: _Optional[int] = ..., next_segment: _Optional[int] = ...) -> None: ...
+    checkpoint: int
+    checkpoint_ms: int
+    def __init__(self, format: _Optional[int] = ..., shard: _Optional[int] = ..., num_shards: _Optional[int] = ..., epoch: _Optional[int] = ..., next_segment: _Optional[int] = ..., checkpoint: _Optional[int] = ..., checkpoint_ms: _Optional[int] = ...) -> None: ...
+
+class CheckpointManifest(_message.Message):
+    __slots__ = ("number", "taken_ms", "tables")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    taken_ms: int
+    tables: _containers.RepeatedCompositeFieldContainer[TableManifest]
+    def __init__(self, number: _Optional[int] = ..., taken_ms: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableManifest, _Mapping]]] = ...) -> None: ...
+
+class ExportManifest(_message.Message):
+    __slots__ = ("num_shards", "tables", "streams", "dense")
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    DENSE_FIELD_NUMBER: _ClassVar[int]
+    num_shards: int
+    tables: _containers.RepeatedCompositeFieldContainer[TableManifest]
+    streams: _containers.RepeatedCompositeFieldContainer[StreamManifest]
+    dense: _containers.RepeatedCompositeFieldContainer[DenseRef]
+    def __init__(self, num_shards: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableManifest, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[StreamManifest, _Mapping]]] = ..., dense: _Optional[_Iterable[_Union[DenseRef, _Mapping]]] = ...) -> None: ...
+
+class DenseRef(_message.Message):
+    __slots__ = ("name", "blob")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    blob: BlobRef
+    def __init__(self, name: _Optional[str] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
 
 class TableManifest(_message.Message):
     __slots__ = ("spec", "chunks", "watermark_sets", "beginnings")

@@ -86,6 +86,33 @@ def test_sigterm_ends_a_recovery(tmp_path: Path) -> None:
         assert store.stats().tables["counted"].rows == 100_000
 
 
+def test_with_sync_durability_a_kill_costs_no_update_without_origin(tmp_path: Path) -> None:
+    port = free_port()
+    options = ("--checkpoint-interval-s", "3600", "--durability", "sync")
+    for turn in range(3):
+        with (
+            serve(tmp_path, f"127.0.0.1:{port}", *options) as process,
+            es.connect(process.address, retry_s=60.0) as store,
+        ):
+            for _ in range(5):
+                store.push({"counted": (IDS, GRADS)})
+            assert counts(store) == {5.0 * (turn + 1)}
+            process.kill()
+
+
+def test_a_checkpoint_comes_when_enough_has_changed(tmp_path: Path) -> None:
+    options = ("--checkpoint-interval-s", "3600", "--checkpoint-bytes", "1000")
+    with serve(tmp_path, "127.0.0.1:0", *options) as process, es.connect(process.address) as store:
+        store.open_stream("s", 0)
+        push(store, 0, 1)
+        deadline_s = time.monotonic() + 30
+        position = 1
+        while store.watermarks()["s"].durable == 0 and time.monotonic() < deadline_s:
+            push(store, position, position + 1)
+            position += 1
+        assert store.watermarks()["s"].durable > 0
+
+
 def test_pushes_go_on_over_a_restart_and_count_once(tmp_path: Path) -> None:
     port = free_port()
     total, done = 60, threading.Event()

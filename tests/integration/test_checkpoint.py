@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from checkpoints import (
 
 import embedstore as es
 from embedstore import checkpoint as checkpoint_module
-from embedstore.checkpoint import Recovery
+from embedstore.manifest import Manifest
+from embedstore.recovery import Recovery
 from embedstore.segments import Blob
 from embedstore.store import LocalStore
 from embedstore.table import delta_info
@@ -403,3 +406,92 @@ def test_a_path_that_names_no_directory_is_refused(path: Any) -> None:
     with pytest.raises(es.InvalidArgumentError) as caught:
         es.open(path)
     assert caught.value.field == "path"
+
+
+def kept_numbers(path: Path) -> list[int]:
+    manifest = Manifest(path / "manifest")
+    try:
+        return [kept.number for kept in manifest.read().kept]
+    finally:
+        manifest.close()
+
+
+def test_the_last_checkpoints_stay_and_so_do_their_segments(path: Path, tmp_path: Path) -> None:
+    everything = {"items": (np.arange(100, dtype=np.uint64), ones(100))}
+    with open_store(path, keep_checkpoints=3) as store:
+        for _ in range(6):
+            # Each is a whole base, so that a segment is garbage as soon as no checkpoint needs it.
+            store.drop_table("items")
+            store.create_table(COUNTED)
+            store.push(everything)
+            store.checkpoint()
+        store.checkpoint()
+        assert len(segments(path)) == 3
+        left = crash(path, tmp_path / "crash")
+    assert kept_numbers(left) == [4, 5, 6]
+    with open_store(left) as store:
+        assert len(segments(left)) == 3
+        store.push(everything)
+        store.checkpoint()
+        assert len(segments(left)) == 2
+    assert kept_numbers(left) == []
+
+
+@pytest.mark.parametrize("keep", [0, -1, True, 1.5, 1 << 20])
+def test_what_cannot_be_kept_is_refused(path: Path, keep: Any) -> None:
+    with pytest.raises(es.InvalidArgumentError) as caught:
+        open_store(path, keep_checkpoints=keep)
+    assert caught.value.field == "keep_checkpoints"
+
+
+def test_with_sync_durability_an_update_without_origin_is_durable_when_answered(path: Path, tmp_path: Path) -> None:
+    ids = np.arange(100, dtype=np.uint64)
+    with open_store(path, durability="sync") as store:
+        calls: list[tuple[Callable[[], object], int]] = [
+            (lambda: store.push({"items": (ids, ones(100))}), 100),
+            (lambda: store.assign("items", ids + np.uint64(1000), ones(100)), 200),
+            (lambda: store.delete("items", ids[:30]), 170),
+            (lambda: store.push({"items": (ids[:30], ones(30))}, origins=[es.Origin("client/1", 0, 1)]), 200),
+        ]
+        for number, (call, expected) in enumerate(calls):
+            call()
+            with LocalStore(crash(path, tmp_path / f"{number}")) as left:
+                assert left.stats().tables["items"].rows == expected
+                assert left.watermarks() == {}
+        store.open_stream(STREAM, 0)
+        before = store.last_checkpoint_number()
+        push_events(store, 0, 10)
+        assert store.last_checkpoint_number() == before
+
+
+def test_one_checkpoint_serves_all_who_wait(path: Path) -> None:
+    ids = np.arange(100, dtype=np.uint64)
+    num_threads, num_pushes = 8, 10
+    with open_store(path, durability="sync") as store:
+
+        def work(_: int) -> None:
+            for _ in range(num_pushes):
+                store.push({"items": (ids, ones(100))})
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(work, range(num_threads)))
+        assert store.last_checkpoint_number() < num_threads * num_pushes
+        assert (counts(store) == num_threads * num_pushes).all()
+
+
+def test_sync_durability_needs_a_directory_and_its_name_is_checked(path: Path) -> None:
+    for directory, durability in ((None, "sync"), (path, "always"), (path, None)):
+        with pytest.raises(es.InvalidArgumentError) as caught:
+            LocalStore(directory, durability=durability)  # type: ignore[arg-type]
+        assert caught.value.field == "durability"
+
+
+def test_changes_since_the_last_checkpoint_are_counted(path: Path) -> None:
+    ids = np.arange(100, dtype=np.uint64)
+    with open_store(path) as store:
+        assert store.changed_bytes() == 0
+        store.push({"items": (ids, ones(100))})
+        store.assign("items", ids, ones(100))
+        assert store.changed_bytes() == 200 * (28 + 4 * 4)
+        store.checkpoint()
+        assert store.changed_bytes() == 0

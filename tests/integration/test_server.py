@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 import embedstore as es
 from embedstore import errors
-from embedstore.checkpoint import Recovery
+from embedstore.recovery import Recovery
 from embedstore.server.interceptors import Guard
 from embedstore.server.serving import Serving
 from embedstore.server.shard import Shard, ShardOptions

@@ -8,8 +8,8 @@ import logging
 import pytest
 from rich.console import Console
 
-from embedstore.checkpoint import Recovery
 from embedstore.cli.recovery import LINES_EVERY_S, StoppedError, reported
+from embedstore.recovery import Recovery
 
 
 def test_without_a_terminal_there_is_a_line_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:
