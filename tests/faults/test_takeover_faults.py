@@ -13,7 +13,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from processes import Process, free_port, run
+from members import Members, start_shards, start_standbys
+from processes import run
 
 import embedstore as es
 from embedstore.errors import EmbedstoreError, GapError, InvalidArgumentError, UnavailableError
@@ -47,47 +48,6 @@ def seed(request: pytest.FixtureRequest) -> int:
     chosen = int(request.config.getoption("hypothesis_seed", None) or random.SystemRandom().getrandbits(32))
     print(f"seed {chosen}")
     return chosen
-
-
-class Members:
-    """Serving processes by name, each of which can be killed and started again as it was."""
-
-    def __init__(self, stack: ExitStack, path: Path) -> None:
-        self._stack = stack
-        self._path = path
-        self._arguments: dict[str, tuple[str, ...]] = {}
-        self.running: dict[str, Process] = {}
-
-    def start(self, name: str, *arguments: str) -> str:
-        """Start one at an address of its own."""
-        address = f"127.0.0.1:{free_port()}"
-        self.start_at(address, name, *arguments)
-        return address
-
-    def start_at(self, address: str, name: str, *arguments: str) -> None:
-        data = ("--data", str(self._path / name), "--checkpoint-interval-s", "0.2", "--sync-interval-ms", "20")
-        self._arguments[name] = ("--listen", address, *data, *arguments)
-        self.restart(name)
-
-    def kill(self, name: str) -> None:
-        self.running.pop(name).kill()
-
-    def restart(self, name: str) -> None:
-        self.running[name] = self._stack.enter_context(Process(*self._arguments[name]))
-
-
-def start_shards(members: Members, count: int) -> list[str]:
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
-    for i, address in enumerate(addresses):
-        members.start_at(address, f"old-{i}", "--shard", f"{i}/{count}", "--peers", ",".join(addresses))
-    with connect(addresses[0]) as store:
-        store.create_table(COUNTS)
-    return addresses
-
-
-def start_standbys(members: Members, leaders: list[str], count: int) -> list[str]:
-    follow = ("--follow", ",".join(leaders), "--standby")
-    return [members.start(f"new-{j}", *follow, "--shard", f"{j}/{count}") for j in range(count)]
 
 
 def connect(address: str, retry_s: float = TIMEOUT_S) -> es.RemoteStore:
@@ -159,7 +119,7 @@ def check(writer: Writer, addresses: list[str]) -> None:
 
 def test_a_resharding_that_lost_a_standby_is_finished_by_the_same_command(stack: ExitStack, tmp_path: Path) -> None:
     members = Members(stack, tmp_path)
-    old = start_shards(members, 2)
+    old = start_shards(members, 2, COUNTS)
     writer = Writer(old, 1)
     new = start_standbys(members, old, 3)
     writer.wait_pushed(20)
@@ -179,7 +139,7 @@ def test_a_resharding_that_lost_a_standby_is_finished_by_the_same_command(stack:
 
 def test_a_takeover_that_came_to_nothing_is_taken_back(stack: ExitStack, tmp_path: Path) -> None:
     members = Members(stack, tmp_path)
-    old = start_shards(members, 2)
+    old = start_shards(members, 2, COUNTS)
     writer = Writer(old, 2)
     writer.wait_pushed(10)
     reassign(old[1], Topology(2, (old[0], "127.0.0.1:1"), 2))
@@ -195,7 +155,7 @@ def test_a_takeover_that_came_to_nothing_is_taken_back(stack: ExitStack, tmp_pat
 
 def test_a_leader_that_wakes_after_its_replacement_fences_itself(stack: ExitStack, tmp_path: Path) -> None:
     members = Members(stack, tmp_path)
-    [old] = start_shards(members, 1)
+    [old] = start_shards(members, 1, COUNTS)
     with connect(old) as store:
         store.open_stream("events", 0)
         store.push({"counts": (IDS, -np.ones((len(IDS), 1)))}, origins=[es.Origin("events", 0, 1)])
@@ -226,7 +186,7 @@ def test_a_leader_that_wakes_after_its_replacement_fences_itself(stack: ExitStac
 def test_kills_at_any_moment_of_a_resharding_cost_no_push(stack: ExitStack, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     members = Members(stack, tmp_path)
-    old = start_shards(members, 2)
+    old = start_shards(members, 2, COUNTS)
     writer = Writer(old, seed)
     new = start_standbys(members, old, 3)
     writer.wait_pushed(PUSHES_MIN // 2)
