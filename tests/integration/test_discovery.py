@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import grpc
 import numpy as np
 import pytest
 from processes import free_port
@@ -101,3 +103,34 @@ def test_a_closed_store_says_so() -> None:
         for call in (store.tables, store.stats, store.checkpoint, lambda: store.pull({"items": [1]})):
             with pytest.raises(es.ClosedError):
                 call()
+
+
+def test_a_follower_beside_the_shards_is_asked_but_is_no_shard() -> None:
+    with cluster(2, peers=False) as addresses:
+        follower = Shard(ShardOptions("127.0.0.1:0", follow=addresses))
+        follower.start()
+        try:
+            with es.connect([follower.address, *addresses]) as store:
+                assert store.topology.addresses == tuple(addresses)
+                use(store)
+            assert follower.wait_ready(30)
+            with es.connect(follower.address) as reader, pytest.raises(es.ReadOnlyError):
+                reader.push({"items": ([1], [[1.0]])})
+        finally:
+            follower.stop()
+
+
+@pytest.mark.parametrize("answer", [b"\xff", b"", b"\x0a\x04\x08\x01\x18\x00"])
+def test_a_member_that_answers_nonsense_about_its_place_is_named(answer: bytes) -> None:
+    handler = grpc.method_handlers_generic_handler(
+        "embedstore.v1.AdminService",
+        {"Topology": grpc.unary_unary_rpc_method_handler(lambda request, context: answer)},
+    )
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[handler])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with pytest.raises(es.EmbedstoreError, match=f"{address}: malformed answer"):
+            es.connect(address, timeout_s=2.0, retry_s=2.0)
+    finally:
+        server.stop(0).wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +226,47 @@ def test_specs_are_read_again_after_a_move(shards: MovingShards, store: RemoteSt
     shards.bump()
     assert counts(store) == {1.0}
     assert store.spec("counted").optimizer == es.SGD(lr=7.0)
+
+
+def test_only_what_was_not_answered_is_repeated(shards: MovingShards, store: RemoteStore) -> None:
+    calls: list[tuple[Callable[[], int], int]] = [
+        (lambda: store.create_table(es.TableSpec("other", 2, num_chunks=4)), True),
+        (lambda: store.delete("counted", IDS), len(IDS)),
+    ]
+    for call, result in calls:
+        shards.epoch += 1
+        shards.tell(1)  # shard 0 answers as before, and would not answer again
+        assert call() == result
+        assert store.topology == shards.record
+        shards.tell(0)
+
+
+def test_an_update_whose_answer_was_lost_is_recognised_by_the_successor(
+    shards: MovingShards, store: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving = local(shards.shards[1])
+    apply, arrived, forgotten = leaving.push, threading.Event(), threading.Event()
+
+    def push_and_leave(*args: Any, **more: Any) -> es.PushResult:
+        if arrived.is_set():
+            raise es.UnavailableError("here", "is leaving")
+        result: es.PushResult = apply(*args, **more)
+        arrived.set()
+        forgotten.wait(30)
+        return result
+
+    monkeypatch.setattr(leaving, "push", push_and_leave)
+    with es.connect(shards.addresses, timeout_s=0.3, retry_s=20.0) as hasty, ThreadPoolExecutor(1) as pool:
+        pushing = pool.submit(hasty.push, {"counted": (IDS, GRADS)})
+        assert arrived.wait(10)
+        deadline_s = time.monotonic() + 10
+        while hasty.peers._searches == 0:  # it has given up waiting and asked around
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        forgotten.set()
+        shards.move(1)
+        assert pushing.result(20).lost_updates == 0
+        assert counts(hasty) == {2.0}
 
 
 # -- another number of shards
