@@ -105,10 +105,16 @@ class Table::WriteWindow {
     if (chunk.version >= kVersionMax && items.count != 0)
       return Status::invalid("table", "has a chunk at the last version that deltas can name");
     member.after = entry.after;
+    if (items.count != 0) next_id_ = items.ids + items.count;
     members_.push_back(std::move(member));
     parts_.push_back(chunk.part(items));
     num_items_ += items.count;
     return {};
+  }
+  // Whether these items lie directly behind those entered last, as a look-up needs them: not when the chunk between
+  // them has the write already.
+  bool continued_by(const Items& items) const noexcept {
+    return items.count == 0 || next_id_ == nullptr || items.ids == next_id_;
   }
   bool full() const noexcept { return num_items_ >= kWindowItems || members_.size() >= kChunksMax; }
 
@@ -131,6 +137,7 @@ class Table::WriteWindow {
     parts_.clear();
     members_.clear();
     num_items_ = 0;
+    next_id_ = nullptr;
   }
 
  private:
@@ -144,6 +151,7 @@ class Table::WriteWindow {
   std::vector<Member> members_;
   std::vector<Part> parts_;
   size_t num_items_ = 0;
+  const uint64_t* next_id_ = nullptr;
 };
 
 // Counts what a write did, also when it ends early.
@@ -172,6 +180,7 @@ Status Table::write(const Partition& partition, const std::vector<Origin>& origi
     if (origins.empty()) number = group->chunk;
     Items items{};
     if (group != groups_end && group->chunk == number) items = partition.items(*group++);
+    if (!window.continued_by(items)) window.run(layout_.row_bytes, values, scratch, change);
     if (Status s = window.enter(chunk_at(number++), items, plan); !s.ok()) return s;
     if (window.full()) window.run(layout_.row_bytes, values, scratch, change);
   }

@@ -144,6 +144,35 @@ TEST(apply_changes_nothing_when_memory_runs_out) {
   }
 }
 
+TEST(a_push_that_some_chunks_have_already_goes_to_the_right_rows_of_all_others) {
+  constexpr uint32_t kChunks = 8;
+  std::vector<uint64_t> ids(400);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = i;
+  for (uint32_t behind = 1; behind < (1u << kChunks); ++behind) {  // which chunks lack the second push
+    Table table(config_of(kSgd, kChunks), incarnations(kChunks));
+    CHECK(table.raise_all({{"s", 0}}, true).ok());
+    CHECK(push(table, {ids.begin(), ids.begin() + 200}, -1, {{"s", 0, 1}}).ok());
+    for (uint32_t c = 0; c < kChunks; ++c)
+      if ((behind >> c & 1) == 0) CHECK(table.raise_one(c, {{"s", 2}}, 0).ok());
+    CHECK(push(table, ids, -1, {{"s", 1, 2}}).ok());
+    size_t num_rows = 0;
+    for (uint32_t c = 0; c < kChunks; ++c) {
+      ScannedChunk rows;
+      CHECK(table.scan(c, rows).ok());
+      num_rows += rows.ids.size();
+    }
+    const std::vector<float> rows = pull(table, ids);
+    size_t expected_rows = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const float first = i < 200 ? 1 : 0;
+      const float second = (behind >> chunk_of(mix64(ids[i]), 3) & 1) != 0 ? 1 : 0;
+      CHECK(rows[i * kDim] == first + second);
+      expected_rows += first + second > 0;
+    }
+    CHECK(num_rows == expected_rows);
+  }
+}
+
 TEST(threads_that_push_and_pull_lose_no_update) {
   constexpr int kThreads = 4;
   constexpr int kRounds = 60;
