@@ -1,6 +1,7 @@
 # Each target installs what it needs when it is missing; a second call finds everything in place.
 #   make demo [SECONDS=60] [KAFKA=1] [ARGS=...]   a minute of learning from a live stream, with a report
 #   make test [ARGS=...] [SEED=n]                 the whole test suite
+#   make chaos [KILLS=500] [SEED=n]               everything killed at random for a quarter of an hour, and every event counted
 #   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
 #   make lint                                     style, types, generated code
 #   make bench [ARGS="table remote checkpoint"]   every figure beside its reference
@@ -10,7 +11,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test sanitize lint bench bench-peers build protos stubs clean
+.PHONY: demo test chaos sanitize lint bench bench-peers build protos stubs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -20,6 +21,7 @@ PEERS := build/bench/peers
 NATIVE_SOURCES := CMakeLists.txt $(shell find embedstore/native -type f 2>/dev/null)
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 SECONDS ?= 60
+KILLS ?= 500
 KAFKA ?=
 ARGS ?=
 
@@ -58,6 +60,9 @@ demo: $(STAMP)/native $(if $(KAFKA),$(STAMP)/java)
 
 test: $(STAMP)/dev $(STAMP)/java
 	$(PY) -m pytest --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
+
+chaos: $(STAMP)/dev $(STAMP)/java
+	PYTHONPATH=tests $(PY) tests/faults/chaos.py --kills $(KILLS) --seed $(SEED) $(ARGS)
 
 sanitize: $(STAMP)/tools
 	scripts/native-tests address,undefined

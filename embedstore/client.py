@@ -202,8 +202,11 @@ class RemoteStore(Session):
         return messages.merge_stats([messages.stats_from_proto(answer) for answer in answers])
 
     def watermarks(self) -> dict[str, StreamState]:
-        """See :class:`embedstore.interface.Store`; of each stream the lowest positions of all shards."""
-        return messages.merge_stream_states(self._watermarks())
+        """See :class:`embedstore.interface.Store`; of each stream the lowest positions of all shards. A stream that
+        only some of them know is not among them."""
+        shards = self._watermarks()
+        merged = messages.merge_stream_states(shards)
+        return {stream: state for stream, state in merged.items() if all(stream in states for states in shards)}
 
     def _watermarks(self) -> list[dict[str, StreamState]]:
         answers = self.ask_all("Watermarks", store_pb2.WatermarksRequest(), store_pb2.WatermarksResponse)

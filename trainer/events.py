@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -174,6 +174,11 @@ def merge_batches(batches: list[EventBatch]) -> EventBatch:
         origins=tuple(origin for batch in batches for origin in batch.origins),
         set_aside=sum(batch.set_aside for batch in batches),
     )
+
+
+def nothing_of(origin: Origin) -> EventBatch:
+    """A batch that covers a range in which there are no events."""
+    return replace(merge_batches([]), origins=(origin,))
 
 
 def check_fields(fields: Fields, latest_ms: int = EVENT_TIME_MS_MAX) -> None:

@@ -28,11 +28,12 @@ from embedstore.errors import (
     UnknownStreamError,
 )
 from trainer.catalog import Catalog
+from trainer.events import nothing_of
 from trainer.history import HistoryStore
 from trainer.learner import Learner
 from trainer.metrics import Metrics, Rate
 from trainer.patience import Clock, Stopped, persist
-from trainer.positions import Replay, committable, replays
+from trainer.positions import Replay, ahead, check_forgotten, check_log, committable, replays
 from trainer.state import TrainerState
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ LEVEL_ATTEMPTS_MAX = 100
 
 class Trainer:
     """See the module. ``durable_store``: the store is of this process and is made durable with every cut; otherwise
-    its shards look after that themselves. ``state_dir`` None: a run that leaves nothing behind but the store."""
+    its shards look after that themselves. ``state_dir`` None: a run that leaves nothing behind but the store.
+    ``accept_loss``: go on where the log has lost what somebody lacks, or was replaced, instead of raising."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Trainer:
         durable_store: bool,
         device: str = "cpu",
         score_from_ms: int = 0,
+        accept_loss: bool = False,
         clock: Clock | None = None,
         on_report: Callable[[dict[str, Any]], None] = lambda report: None,
     ) -> None:
@@ -69,6 +72,7 @@ class Trainer:
         self.source = source
         self.clock = clock or Clock()
         self._durable_store = durable_store
+        self._accept_loss = accept_loss
         self._on_report = on_report
         self._state_dir = state_dir
         self._stop = threading.Event()
@@ -210,20 +214,24 @@ class Trainer:
         """Take over the streams and bring the store, the dense weights and this process to one position."""
         firsts = self.source.streams()
         cut = self.state.load(self._state_dir)
+        published = self._published()
+        if not self._accept_loss:
+            known = {name: state.applied for name, state in self._persist(self.store.watermarks).items()}
+            self.source.check_known(known)
+            check_forgotten(firsts, known, {**(cut or {}), **(published.position if published is not None else {})})
         for stream, first in firsts.items():
             self._open(stream, first)
-        published = self._published()
         if cut is None and published is not None:
             self.learner.load_dense(published.tensors)
         dense = dict(published.position if cut is None and published is not None else cut or {})
-        if cut is not None and published is not None and _ahead(published.position, cut):
+        if cut is not None and published is not None and ahead(published.position, cut):
             log.warning("the published dense weights are ahead of the cut; going on with them")
             self.learner.load_dense(published.tensors)
             dense = dict(published.position)
         for stream, first in firsts.items():
-            self.dense_positions[stream] = max(first, dense.get(stream, first))
+            self.dense_positions[stream] = dense.get(stream, first)
             back = max(first, self.dense_positions[stream] - self.settings.run.rebuild_events)
-            self.positions[stream] = max(first, cut[stream]) if cut is not None and stream in cut else back
+            self.positions[stream] = cut[stream] if cut is not None and stream in cut else back
         if cut is None:
             self._know_stored_items()
         self.history.commit(committable(self.positions, self._persist(self.store.watermarks)))
@@ -253,12 +261,13 @@ class Trainer:
             states = self._states()
             self._pushed_to = {stream: max(state.watermarks, default=state.applied) for stream, state in states.items()}
             self._level_to = {stream: state.applied for stream, state in states.items()}
-            plan = replays(states, self.positions, self.dense_positions, self.positions)
-            self._check_ends(plan)
-            self.source.seek({stream: self.positions[stream] for stream in self.positions})
+            firsts = {s: first for s, first in self.source.streams().items() if s in self.positions}
+            plan = replays(states, self.positions, self.dense_positions, firsts)
+            check_log(plan, firsts, self.source.log_ends(), accept_loss=self._accept_loss)
+            self.source.seek({stream: max(first, self.positions[stream]) for stream, first in firsts.items()})
             try:
                 for replay in plan:
-                    self._replay(replay)
+                    self._replay(replay, firsts[replay.stream])
                 return
             except GapError as gap:
                 log.warning("%s; reading again", gap)
@@ -271,33 +280,29 @@ class Trainer:
             raise UnknownStreamError(stream)
         return states
 
-    def _check_ends(self, plan: list[Replay]) -> None:
-        ends = self.source.log_ends()
-        for replay in plan:
-            end = ends[replay.stream]
-            if replay.end > end:
-                raise StreamPositionError(replay.stream, replay.end, f"the log ends at {end}")
-
-    def _replay(self, replay: Replay) -> None:
+    def _replay(self, replay: Replay, first: int) -> None:
         log.info("reading %s again: %d to %d", replay.stream, replay.begin, replay.end)
-        self._older_history = self._read_back(replay)
-        self.source.seek({replay.stream: replay.begin})
+        for origin in replay.lost(first):
+            self._step(nothing_of(origin))
+        begin = max(first, replay.begin)
+        self._older_history = self._read_back(replay.stream, begin)
+        self.source.seek({replay.stream: begin})
         try:
-            for batch in self._read(replay.stream, replay.begin, replay):
+            for batch in self._read(replay.stream, begin, replay):
                 self._step(batch)
                 self.replayed_events += len(batch)
         finally:
             self._older_history = None
 
-    def _read_back(self, replay: Replay) -> HistoryStore | None:
-        """Histories as they were where the replay begins, where the trainer's own do not reach back so far."""
-        if replay.begin >= min(self.history.committed(replay.stream), self.positions[replay.stream]):
+    def _read_back(self, stream: str, end: int) -> HistoryStore | None:
+        """Histories as they were where a replay begins, where the trainer's own do not reach back so far."""
+        if end >= min(self.history.committed(stream), self.positions[stream]):
             return None
-        begin = max(self.source.streams()[replay.stream], replay.begin - self.settings.run.rebuild_events)
-        log.info("reading histories of %s back from %d", replay.stream, begin)
+        begin = max(self.source.streams()[stream], end - self.settings.run.rebuild_events)
+        log.info("reading histories of %s back from %d", stream, begin)
         older = HistoryStore(None, length=self.settings.model.length, users_max=self.settings.run.users_max)
-        self.source.seek({replay.stream: begin})
-        for batch in self._read(replay.stream, begin, Replay(replay.stream, (begin, replay.begin))):
+        self.source.seek({stream: begin})
+        for batch in self._read(stream, begin, Replay(stream, (begin, end))):
             older.extend(batch)
         return older
 
@@ -391,9 +396,3 @@ class Trainer:
             "users_in_memory": len(self.history),
             "positions": dict(self.positions),
         }
-
-
-def _ahead(published: Mapping[str, int], cut: Mapping[str, int]) -> bool:
-    return all(published.get(stream, -1) >= position for stream, position in cut.items()) and dict(published) != dict(
-        cut
-    )

@@ -46,6 +46,9 @@ def stream(
     max_events: Annotated[int | None, typer.Option(min=1, help="stop after so many events")] = None,
     group: Annotated[str, typer.Option(help="Kafka group that offsets are committed for")] = "embedtrain",
     passes: Annotated[int, typer.Option(min=1, help="how often a file is read over")] = 1,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="go on although the log has lost events or was replaced")
+    ] = False,
 ) -> None:
     """Predict each event, score the prediction, learn from it; push rows and publish weights as it goes.
 
@@ -78,6 +81,7 @@ def stream(
             durable_store=not store.startswith(REMOTE),
             device=device,
             score_from_ms=score_from_ms,
+            accept_loss=accept_loss,
             on_report=on_report,
         )
         stack.callback(trainer.close)
@@ -105,14 +109,14 @@ def _open_store(where: str, settings: Settings) -> Store:
     store: Store = embedstore.connect(where.removeprefix(REMOTE))
     known = store.tables()
     for spec in settings.table_specs():
-        if spec.name not in known:
-            store.create_table(spec)
-        elif known[spec.name].dim != spec.dim:
+        if known.get(spec.name, spec).dim != spec.dim:
             store.close()
             raise InvalidArgumentError("model.dim", f"table {spec.name!r} has {known[spec.name].dim}, not {spec.dim}")
-        elif known[spec.name].on_miss != spec.on_miss:
+        if known.get(spec.name, spec).on_miss != spec.on_miss:
             store.close()
             raise InvalidArgumentError("store", f"table {spec.name!r} must have on_miss {spec.on_miss!r}")
+        # Also what is known: a shard that came back with an empty disk has no tables.
+        store.create_table(known.get(spec.name, spec))
     return store
 
 

@@ -55,10 +55,11 @@ def level(store: LocalStore, log: Log, end: int, rng: np.random.Generator) -> No
     """Push again what any chunk lacks, in batches that cross no chunk's position."""
     cuts = sorted({*store.watermarks()[STREAM].watermarks, end})
     for begin, stop in itertools.pairwise(cuts):
-        while begin < stop:
-            batch_end = min(stop, begin + int(rng.integers(1, BATCH_MAX)))
-            log.push(store, begin, batch_end)
-            begin = batch_end
+        at = begin
+        while at < stop:
+            batch_end = min(stop, at + int(rng.integers(1, BATCH_MAX)))
+            log.push(store, at, batch_end)
+            at = batch_end
 
 
 def counts(store: LocalStore, table: str) -> dict[int, float]:

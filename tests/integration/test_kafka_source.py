@@ -124,15 +124,26 @@ def test_a_trimmed_log_is_an_error_that_names_the_gap(kafka: KafkaTopics) -> Non
         assert read(source, lambda items: len(items) == 30) == list(range(20, 50))
 
 
-def test_a_recreated_topic_is_an_error(kafka: KafkaTopics) -> None:
+def test_a_topic_created_anew_is_never_taken_for_the_old_one_however_full_it_is(kafka: KafkaTopics) -> None:
     topic = kafka.create()
     produce(events(0, 50), kafka.uri(topic))
+    with closing(open_kafka(kafka, topic, group="anew")) as source:
+        [old] = source.streams()
+        read(source, lambda items: len(items) == 50)
+        source.commit({old: 50})
+        kafka.delete(topic)
+        produce(events(0, 80), kafka.uri(topic), partitions=1)
+        for goes_on in (source.commit, source.seek):
+            with pytest.raises(StreamPositionError, match="deleted and created again") as caught:
+                goes_on({old: 50})
+            assert (caught.value.stream, caught.value.position) == (old, 50)
     with closing(open_kafka(kafka, topic)) as source:
-        [stream] = source.streams()
-    kafka.delete(topic)
-    produce(events(0, 10), kafka.uri(topic), partitions=1)
-    with closing(open_kafka(kafka, topic)) as source, pytest.raises(StreamPositionError, match="ends at 10"):
-        source.seek({stream: 50})
+        [new] = source.streams()
+        assert new != old
+        source.check_known({new: 80, "kafka/elsewhere/x/y/0": 7, "file/0123/0": 9})
+        with pytest.raises(StreamPositionError, match="deleted and created again") as caught:
+            source.check_known({new: 0, old: 50})
+        assert (caught.value.stream, caught.value.position) == (old, 50)
 
 
 def test_the_future_is_measured_from_the_records_own_time(kafka: KafkaTopics) -> None:

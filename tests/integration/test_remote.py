@@ -74,6 +74,13 @@ def test_streams_stand_where_the_slowest_shard_stands(shards: list[Shard], store
     assert (state.applied, state.watermarks, state.generation) == (10, (10, 12), 1)
 
 
+def test_a_stream_that_only_some_shards_know_stands_nowhere(shards: list[Shard], store: RemoteStore) -> None:
+    local(shards[0]).open_stream("s", 3)
+    assert "s" not in store.watermarks()
+    assert store.open_stream("s", 3).generation == 2
+    assert store.watermarks()["s"].applied == 3
+
+
 def test_a_new_writer_takes_over_at_every_shard(shards: list[Shard], store: RemoteStore) -> None:
     store.open_stream("s", 0)
     local(shards[1]).open_stream("s", 0)  # somebody was cut off between two shards

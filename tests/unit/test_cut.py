@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedstore.errors import CheckpointFailedError, CorruptCheckpointError
-from embedstore.interface import StreamState
+from embedstore.errors import CheckpointFailedError, CorruptCheckpointError, StreamPositionError
+from embedstore.interface import Origin, StreamState
 from trainer.cut import Cut, decode_cut, encode_cut, read_cut, write_cut
-from trainer.positions import Replay, committable, replays
+from trainer.positions import Replay, check_forgotten, check_log, committable, replays
 
 
 def a_cut(value: int) -> Cut:
@@ -98,15 +98,42 @@ def state(durable: int, *watermarks: int) -> StreamState:
 
 
 def test_level_holders_have_nothing_to_replay() -> None:
-    assert replays({"s": state(5, 9)}, {"s": 9}, {"s": 9}, ["s"]) == []
+    assert replays({"s": state(5, 9)}, {"s": 9}, {"s": 9}, {"s": 0}) == []
 
 
 def test_a_replay_stops_at_every_holders_position() -> None:
-    plan = replays({"s": state(0, 3, 7), "t": state(0, 4)}, {"s": 9, "t": 4}, {"s": 5, "t": 4}, ["s", "t"])
+    plan = replays({"s": state(0, 3, 7), "t": state(0, 4)}, {"s": 9, "t": 4}, {"s": 5, "t": 4}, {"s": 0, "t": 4})
     assert plan == [Replay("s", (3, 5, 7, 9))]
     assert plan[0].begin == 3
     assert plan[0].end == 9
     assert [plan[0].stop_after(at) for at in (3, 4, 5, 8)] == [5, 5, 7, 9]
+
+
+def test_a_log_that_begins_above_a_holder_is_refused_and_names_the_gap() -> None:
+    plan = replays({"s": state(0, 3, 7)}, {"s": 9}, {"s": 9}, {"s": 5})
+    with pytest.raises(StreamPositionError, match=r"'s' at 3: the log begins at 5: \[3, 5\) is gone"):
+        check_log(plan, {"s": 5}, {"s": 20})
+    with pytest.raises(StreamPositionError, match="'s' at 9: the log ends at 8"):
+        check_log(plan, {"s": 3}, {"s": 8}, accept_loss=True)
+
+
+def test_an_accepted_loss_is_covered_by_empty_ranges_that_cross_nobodys_position() -> None:
+    [replay] = replays({"s": state(0, 3, 4)}, {"s": 9}, {"s": 9}, {"s": 7})
+    check_log([replay], {"s": 7}, {"s": 20}, accept_loss=True)
+    assert list(replay.lost(7)) == [Origin("s", 3, 4), Origin("s", 4, 7)]
+    assert replay.stop_after(7) == 9
+    [replay] = replays({"s": state(0, 3)}, {"s": 3}, {"s": 3}, {"s": 5})
+    assert (list(replay.lost(5)), replay.end) == ([Origin("s", 3, 5)], 5), "level holders lack it all the same"
+    [replay] = replays({"s": state(0, 3)}, {"s": 6}, {"s": 6}, {"s": 2})
+    assert list(replay.lost(2)) == []
+
+
+def test_a_shard_that_forgot_a_trained_stream_is_refused_only_where_the_log_cannot_tell_it_again() -> None:
+    with pytest.raises(StreamPositionError, match=r"forgotten.*begins at 4: \[0, 4\) is gone"):
+        check_forgotten({"s": 4}, {}, {"s": 9})
+    check_forgotten({"s": 0}, {}, {"s": 9})
+    check_forgotten({"s": 4}, {"s": 9}, {"s": 9})
+    check_forgotten({"s": 4}, {}, {})
 
 
 def test_what_is_committed_is_in_the_cut_and_on_every_shards_disk() -> None:

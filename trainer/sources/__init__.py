@@ -33,6 +33,11 @@ class Source(Protocol):
         """Where each stream's log ends at this moment: no position beyond it has ever been given out."""
         ...
 
+    def check_known(self, known: Mapping[str, int]) -> None:
+        """Raise :class:`StreamPositionError` when one of the streams ``known``, with the position that a store has it
+        at, was this source's log before that was replaced by another of the same name."""
+        ...
+
     def seek(self, positions: Mapping[str, int]) -> None:
         """Read the named streams from these positions; the others stay.
 

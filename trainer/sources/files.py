@@ -88,6 +88,9 @@ class FileSource:
         """The number of records, for every pass."""
         return dict.fromkeys(self._positions, self._file.num_records)
 
+    def check_known(self, known: Mapping[str, int]) -> None:
+        """Nothing: other content has another name."""
+
     def seek(self, positions: Mapping[str, int]) -> None:
         """See :meth:`Source.seek`; reads at most 1023 lines to get there."""
         check_seek(self.streams(), self.ends(), positions)

@@ -1,9 +1,10 @@
-"""A Kafka topic as a source: one stream a partition, named after cluster, topic and partition.
+"""A Kafka topic as a source: one stream a partition, named after cluster, topic, the topic's id and the partition.
 
 Partitions are assigned, never balanced by a consumer group: who trains what is decided elsewhere, and the positions
 that count are the store's watermarks. A position that the log no longer (or not yet) has is an error that names the
-gap; nothing is ever reset silently. Only committed records are read. Offsets that hold no record (transaction
-markers, aborted or compacted records) lie inside the ranges.
+gap; nothing is ever reset silently. A topic that was deleted and created again has another id, so that its offsets are
+never taken for those of the old one, however many records it has; that is an error too. Only committed records are
+read. Offsets that hold no record (transaction markers, aborted or compacted records) lie inside the ranges.
 """
 
 from __future__ import annotations
@@ -66,10 +67,20 @@ class KafkaSource:
         self._clock_ms = clock_ms
         self._timeout_ms = timeout_ms
         self._closed = False
-        cluster, partitions = self._describe(topic)
+        self._topic = topic
         with self._typed():
-            self._consumer = self._connect()
-        self._parts = {f"kafka/{cluster}/{topic}/{number}": TopicPartition(topic, number) for number in partitions}
+            self._admin = KafkaAdminClient(
+                bootstrap_servers=self._servers.split(","),
+                bootstrap_timeout_ms=timeout_ms,
+                request_timeout_ms=timeout_ms,
+            )
+            try:
+                self._log_name, partitions = self._describe()
+                self._consumer = self._connect()
+            except BaseException:
+                self._admin.close()
+                raise
+        self._parts = {f"{self._log_name}/{number}": TopicPartition(topic, number) for number in partitions}
         self._names = {part: stream for stream, part in self._parts.items()}
         self._buffers: dict[str, deque[Any]] = {stream: deque() for stream in self._parts}
         self._fetched_to: dict[str, int] = {}
@@ -80,22 +91,40 @@ class KafkaSource:
         self._assigned: list[str] = []
         self._move(self.streams())
 
-    def _describe(self, topic: str) -> tuple[str, list[int]]:
-        with self._typed():
-            admin = KafkaAdminClient(
-                bootstrap_servers=self._servers.split(","),
-                bootstrap_timeout_ms=self._timeout_ms,
-                request_timeout_ms=self._timeout_ms,
-            )
-            try:
-                cluster = str(admin.describe_cluster()["cluster_id"])
-                [described] = admin.describe_topics([topic])
-            finally:
-                admin.close()
+    def _describe(self) -> tuple[str, list[int]]:
+        """What the topic's streams are named after, and its partitions."""
+        cluster = self._admin.describe_cluster()["cluster_id"]
+        [described] = self._admin.describe_topics([self._topic])
         partitions = sorted(int(part["partition_index"]) for part in described["partitions"])
         if described["error_code"] or not partitions:
-            raise InvalidArgumentError("events", f"there is no topic {topic!r} at {self._servers}")
-        return cluster, partitions
+            raise InvalidArgumentError("events", f"there is no topic {self._topic!r} at {self._servers}")
+        return f"kafka/{cluster}/{self._topic}/{described['topic_id']}", partitions
+
+    def check_known(self, known: Mapping[str, int]) -> None:
+        """See :meth:`Source.check_known`: a topic of this name and another id."""
+        family = self._log_name.rpartition("/")[0] + "/"
+        for stream in sorted(known):
+            if stream.startswith(family) and not stream.startswith(f"{self._log_name}/"):
+                raise StreamPositionError(
+                    stream, known[stream], f"the topic was deleted and created again: it is {self._log_name} now"
+                )
+
+    def _check_topic(self) -> None:
+        """Raise :class:`StreamPositionError` when another topic has taken the name of the one that is being read."""
+        try:
+            present, _ = self._describe()
+        except InvalidArgumentError as error:
+            logger.warning("%s", error)
+            return
+        except KafkaError as error:
+            if not error.retriable:
+                raise UnavailableError(self._servers, str(error)) from error
+            logger.warning("topic %s not looked at now: %s", self._topic, error)
+            return
+        if present != self._log_name:
+            stream = min(self._positions)
+            problem = f"the topic was deleted and created again: it is {present} now"
+            raise StreamPositionError(stream, self._positions[stream], problem)
 
     def _connect(self) -> Any:
         return KafkaConsumer(
@@ -154,6 +183,7 @@ class KafkaSource:
 
     def seek(self, positions: Mapping[str, int]) -> None:
         """See :meth:`Source.seek`; asks the broker what the log has."""
+        self._check_topic()
         check_seek(self.streams(), dict(self.log_ends()), positions)
         self._move(positions)
 
@@ -231,11 +261,12 @@ class KafkaSource:
         """Commit these offsets under the group's name; without one, nothing.
 
         The store's watermarks decide where reading goes on, so a broker that is away is logged and not waited for:
-        the next commit says more.
+        the next commit says more. :class:`StreamPositionError` when the topic was created anew.
         """
         for stream in positions:
             if stream not in self._parts:
                 raise InvalidArgumentError("positions", f"{stream!r} is none of {sorted(self._parts)}")
+        self._check_topic()
         if self._group is None or not positions:
             return
         offsets = {self._parts[stream]: OffsetAndMetadata(int(end), "", -1) for stream, end in positions.items()}
@@ -269,6 +300,7 @@ class KafkaSource:
             self._closed = True
             self.set_aside.flush()
             self._consumer.close(autocommit=False, timeout_ms=self._timeout_ms)
+            self._admin.close()
 
 
 def parse_kafka_uri(uri: str) -> tuple[list[str], str]:

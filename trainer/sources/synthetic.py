@@ -57,6 +57,9 @@ class SyntheticSource:
         """The number of events (2**63 - 1 when endless); of a live world, those that have happened."""
         return {self._stream: self._available()}
 
+    def check_known(self, known: Mapping[str, int]) -> None:
+        """Nothing: other content has another name."""
+
     def seek(self, positions: Mapping[str, int]) -> None:
         """See :meth:`Source.seek`."""
         check_seek(self.streams(), self.ends(), positions)

@@ -1,0 +1,358 @@
+"""Broker, shards, follower and trainer as real processes that are kept running: whoever ends is started again.
+
+Everything belongs to one thread, except what :class:`LossyProxy` says of itself. Processes write to logs of their own,
+and a process that ended by itself must have said why in a way that an operator's restart is the answer to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kafka_broker import KafkaTopics
+from lossy_proxy import LossyProxy
+from offset_clock import write_offset
+from processes import free_port
+
+import embedstore as es
+
+HERE = Path(__file__).resolve().parent
+NUM_PARTITIONS = 2
+BATCH_EVENTS = 128
+WAIT_S = 120.0
+TABLES = """
+[tables.items]
+dim = 2
+num_chunks = 16
+on_miss = "init"
+optimizer = { kind = "sgd", lr = 1.0 }
+
+[tables.users]
+dim = 1
+num_chunks = 16
+optimizer = { kind = "adagrad", lr = 0.1 }
+"""
+CONFIG = f"""
+[model]
+dim = 2
+layers = 1
+heads = 1
+length = 2
+[train]
+batch_events = {BATCH_EVENTS}
+head_negatives = 8
+tail_negatives = 8
+refresh_rows = 4
+[tables]
+num_chunks = 16
+[run]
+threads = 1
+cut_interval_s = 0.7
+poll_timeout_s = 0.1
+retry_max_s = 0.5
+rebuild_events = 20000
+"""
+ACCEPTED_ENDS = {
+    "trainer": (
+        "replaced by a newer trainer",
+        "is not open; call open_stream first",
+        "Failed to connect",
+        "127.0.0.1:",
+        "No space",
+        "File too large",
+    ),
+    "shard": ("File too large",),
+    "follower": (),
+}
+"""What a process that ended by itself may have said last, beside what its faults allow."""
+
+
+class Unexpected(AssertionError):  # noqa: N818
+    """A process ended, or did not end, in a way that no fault explains."""
+
+
+class Member:
+    """One process, its command and its log. ``kind`` is how it is counted."""
+
+    def __init__(self, name: str, kind: str, command: Sequence[str], log: Path) -> None:
+        self.name, self.kind, self.command, self.log = name, kind, list(command), log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self._listener: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Its words go through a pipe, because a limit on what it can write must not silence it."""
+        process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+        )
+        self.process = process
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        self._listener = threading.Thread(target=self._listen, args=(process,), name=f"log of {self.name}")
+        self._listener.start()
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as pipe, self.log.open("ab", buffering=0) as out:
+            while data := pipe.read(1 << 16):
+                out.write(data)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, number: signal.Signals) -> bool:
+        """Whether there was a process to signal."""
+        if not self.running:
+            return False
+        assert self.process is not None
+        self.process.send_signal(number)
+        return True
+
+    def kill(self) -> bool:
+        """SIGKILL and wait; False: it did not run."""
+        killed = self.send(signal.SIGKILL)
+        if self.process is not None and self._listener is not None:
+            self.process.wait()
+            self._listener.join()
+        return killed
+
+    def state(self) -> str:
+        """The kernel's word for what it does, or how it ended."""
+        if self.process is None or not self.running:
+            return f"ended with {self.process.returncode if self.process else None}"
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(line for line in status.splitlines() if line.startswith("State"))
+
+    def output(self) -> str:
+        """What it has written since its last start; all of it once it has ended."""
+        if self._listener is not None and not self.running:
+            self._listener.join()
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+
+class Cluster:
+    """See the module. ``kills`` counts SIGKILLs of running processes by kind, ``restarts`` the ends that were
+    nobody's kill and ``ends`` says why."""
+
+    def __init__(self, directory: Path, num_shards: int = 2) -> None:
+        self.directory = directory
+        self.kills: Counter[str] = Counter()
+        self.restarts: Counter[str] = Counter()
+        self.ends: list[str] = []
+        self._stack = ExitStack()
+        self._all: list[Member] = []
+        self._logs = directory / "logs"
+        self._logs.mkdir(parents=True)
+        self.clock = directory / "clock-offset"
+        write_offset(self.clock, 0)
+        (directory / "tables.toml").write_text(TABLES)
+        (directory / "config.toml").write_text(CONFIG)
+        self._starter = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._broker_start: Future[str] | None = None
+        self.kafka = KafkaTopics(directory / "kafka")
+        self._stack.callback(lambda: self.kafka.broker.stop(kill=True))
+        self.topic = self.kafka.create(partitions=NUM_PARTITIONS)
+        self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num_shards)]
+        self.proxies = [self._stack.enter_context(LossyProxy(address)) for address in self.addresses]
+        self.shards = [self._shard(number) for number in range(num_shards)]
+        self.follower_address = f"127.0.0.1:{free_port()}"
+        self.follower = self._follower()
+        self._num_trainers = 0
+        self._stopped: Member | None = None
+        self.trainer = self.new_trainer()
+        for member in self.members:
+            member.start()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for member in self._all:
+            member.kill()
+        self._broker_back()
+        self._stack.close()
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.shards, self.follower, self.trainer]
+
+    def data(self, shard: int) -> Path:
+        return self.directory / f"shard-{shard}"
+
+    def _shard(self, number: int) -> Member:
+        serve = ["serve", "--listen", self.addresses[number], "--shard", f"{number}/{len(self.addresses)}"]
+        serve += ["--data", str(self.data(number)), "--tables", str(self.directory / "tables.toml")]
+        serve += ["--checkpoint-interval-s", "0.5", "--sync-interval-ms", "50"]
+        return self._member(f"shard-{number}", "shard", ["offset_clock.py", str(self.clock), *serve])
+
+    def _follower(self) -> Member:
+        serve = ["serve", "--follow", ",".join(self.addresses), "--listen", self.follower_address]
+        return self._member(
+            "follower", "follower", ["offset_clock.py", str(self.clock), *serve, "--sync-interval-ms", "50"]
+        )
+
+    def new_trainer(self) -> Member:
+        """A trainer with a state directory of its own; not started."""
+        name = f"trainer-{self._num_trainers}"
+        self._num_trainers += 1
+        stream = ["stream", "--events", self.kafka.uri(self.topic), "--config", str(self.directory / "config.toml")]
+        stream += ["--store", "grpc://" + ",".join(proxy.address for proxy in self.proxies)]
+        stream += ["--state", str(self.directory / name), "--summary", str(self.directory / f"{name}.json")]
+        return self._member(name, "trainer", ["counting_trainer.py", str(self.clock), *stream])
+
+    def _member(self, name: str, kind: str, arguments: Sequence[str]) -> Member:
+        script, *rest = arguments
+        member = Member(name, kind, [sys.executable, str(HERE / script), *rest], self._logs / f"{name}.log")
+        self._all.append(member)
+        return member
+
+    # -- faults
+
+    def kill(self, member: Member) -> None:
+        """SIGKILL, counted if there was anything to kill."""
+        self.kills[member.kind] += member.kill()
+
+    def kill_broker(self) -> None:
+        """SIGKILL of the broker, and its start on a thread of its own."""
+        self._broker_back()
+        self.kills["broker"] += bool(self.kafka.broker.stop(kill=True))
+        self._broker_start = self._starter.submit(self.kafka.broker.start)
+
+    def signal_broker(self, number: signal.Signals) -> bool:
+        """Whether there was a broker to signal."""
+        if self._broker_start is not None and not self._broker_start.done():
+            return False
+        pid = self.kafka.broker.pid()
+        if pid is not None:
+            os.kill(pid, number)
+        return pid is not None
+
+    def replace_trainer(self) -> None:
+        """Stop the trainer, let another take its streams over, wake it: one of the two ends as replaced.
+
+        That is the older one, unless it was stopped before it had opened its streams.
+        """
+        self.settle()
+        old = self.trainer
+        old.send(signal.SIGSTOP)
+        before = self.generations()
+        new = self.new_trainer()
+        new.start()
+        self.trainer = new
+        self.until(lambda: min(self.generations().values(), default=0) > max(before.values(), default=0), "taken over")
+        self.run_for(0.5)
+        old.send(signal.SIGCONT)
+        both = (old, new)
+        self.trainer = self.until(lambda: next((m for m in both if not m.running), None), "one is replaced", tend=False)
+        self._check_end(self.trainer)
+        self.trainer = old if self.trainer is new else new
+
+    def _broker_back(self) -> None:
+        if self._broker_start is not None:
+            self._broker_start.result(WAIT_S)
+            self._broker_start = None
+
+    def wipe(self, directory: Path) -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    # -- keeping
+
+    def tend(self) -> None:
+        """Start again whoever has ended, except a trainer that was told to."""
+        for member in self.members:
+            if not member.running and member is not self._stopped:
+                self.restarts[member.kind] += self._check_end(member)
+                member.start()
+
+    def _check_end(self, member: Member) -> bool:
+        """Whether it ended by itself, for a reason that may be; False: it was killed."""
+        assert member.process is not None
+        code = member.process.returncode
+        if code == -signal.SIGKILL:
+            return False
+        said = member.output().strip().splitlines()[-1:] or [""]
+        if code == 1 and any(text in said[0] for text in ACCEPTED_ENDS[member.kind]):
+            self.ends.append(f"{member.name}: {said[0]}")
+            return True
+        raise Unexpected(f"{member.name} ended with {code}:\n{member.output()[-4000:]}")
+
+    def generations(self) -> dict[str, int]:
+        """Of every partition's stream; empty while a shard is away."""
+        return {stream: state.generation for stream, state in self._states().items()}
+
+    def applied(self) -> int:
+        """Positions that every chunk of every shard has, summed over the partitions; 0 while a shard is away."""
+        return sum(state.applied for state in self._states().values())
+
+    def _states(self) -> dict[str, es.StreamState]:
+        try:
+            with es.connect(self.addresses, timeout_s=2.0, retry_s=2.0) as store:
+                return {s: state for s, state in store.watermarks().items() if s.startswith("kafka/")}
+        except es.UnavailableError:
+            return {}
+
+    def run_for(self, seconds: float) -> None:
+        """Let everything go on, and start again whoever ends."""
+        deadline_s = time.monotonic() + seconds
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self.tend()
+            time.sleep(min(left_s, 0.05))
+        self.tend()
+
+    def settle(self) -> None:
+        """No faults any more, and everything runs."""
+        for proxy in self.proxies:
+            proxy.delay_replies(0.0)
+            proxy.reset()
+        self._broker_back()
+        self.signal_broker(signal.SIGCONT)
+        for member in self.members:
+            member.send(signal.SIGCONT)
+        self.tend()
+
+    def until(self, done: Callable[[], Any], what: str, timeout_s: float = WAIT_S, *, tend: bool = True) -> Any:
+        """Ask again and again, because processes tell nobody when they change, and keep them running meanwhile."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (found := done()):
+            if time.monotonic() > deadline_s:
+                raise Unexpected(f"after {timeout_s:.0f} s: {what}\n{self._what_all_do()}")
+            if tend:
+                self.tend()
+            time.sleep(0.05)
+        return found
+
+    def _what_all_do(self) -> str:
+        for member in [*self.shards, self.follower]:
+            member.send(signal.SIGUSR1)
+        time.sleep(1.0)
+        states = [f"--- {m.name}, {m.state()}\n{m.output()[-6000:]}" for m in self._all]
+        return "\n".join(states)
+
+    def stop_trainer(self, timeout_s: float = WAIT_S) -> None:
+        """SIGTERM: the trainer makes everything durable, writes its cut and ends with 0."""
+        self._stopped = self.trainer
+        self.trainer.send(signal.SIGTERM)
+        assert self.trainer.process is not None
+        code = self.trainer.process.wait(timeout_s)
+        if code:
+            raise Unexpected(f"the trainer ended with {code}:\n{self.trainer.output()[-4000:]}")
+
+    def count_replays(self) -> int:
+        """How often trainers read something again, by their logs."""
+        return sum(log.read_text(errors="replace").count(" again: ") for log in self._logs.glob("trainer-*.log"))
