@@ -120,6 +120,11 @@ class TableSet:
         """First position and generation of every stream that was opened by name; none are known here."""
         return {}
 
+    @property
+    def final(self) -> bool:
+        """Whether nothing will change here any more, because others took over."""
+        return False
+
     def lowest_watermarks(self) -> dict[str, int]:
         """Of each stream the lowest watermark of all chunks that know it."""
         sets = [known for table in self._tables.values() for known, chunks in table.watermarks() if chunks]

@@ -59,6 +59,11 @@ class WritableTables(TableSet):
         if self._refusal is not None:
             raise self._refusal()
 
+    @property
+    def final(self) -> bool:
+        """Whether the last write has been applied: see :meth:`fence`."""
+        return self._refusal is not None
+
     def fence(self, refusal: Callable[[], Exception] | None) -> None:
         """Refuse every write from now on with ``refusal()``; None: take them again. When this returns the last one has
         been applied."""

@@ -104,7 +104,7 @@ class AdminService:
     def reassign(self, request: admin_pb2.ReassignRequest) -> admin_pb2.ReassignResponse:
         """Reassign."""
         self._serving.adopt(topology_from_proto(request.topology))
-        return admin_pb2.ReassignResponse(fenced=self._serving.fenced, as_of_ms=self._serving.fenced_at_ms)
+        return admin_pb2.ReassignResponse(fenced=self._serving.fenced)
 
     def activate(self, request: admin_pb2.ActivateRequest) -> admin_pb2.ActivateResponse:
         """Activate."""

@@ -180,6 +180,12 @@ class LeaderLink:
             return self._intake.completed and self._followed == self._address
 
     @property
+    def final(self) -> bool:
+        """Whether the leader, where it is now, has been replaced and has sent everything that it ever did."""
+        with self._condition:
+            return self._intake.final and self._followed == self._address
+
+    @property
     def connected(self) -> bool:
         """Whether a call is open and the leader has answered on it."""
         return self._connected
@@ -227,7 +233,7 @@ class LeaderLink:
         with self._condition:
             self._ask_with_call.clear()
             if self._followed != address:
-                self._followed, self._intake.completed = address, False
+                self._followed, self._intake.completed, self._intake.final = address, False, False
         requests = _Requests(epoch, self._intake.begin())
         channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         try:

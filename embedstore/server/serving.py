@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from embedstore.errors import InvalidArgumentError, ReadOnlyError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.placement import shard_of_dense_set
 from embedstore.status import Topology, topology_from_proto, topology_to_proto
-from embedstore.store import LocalStore, wall_clock_ms
+from embedstore.store import LocalStore
 
 if TYPE_CHECKING:
     from embedstore.server.leader import SyncServicer
@@ -38,17 +38,12 @@ class Serving:
         self.follower = follower
         self.standby = standby
         self.address = ""
-        self.fenced_at_ms = 0
+        self.fenced = False
         self.takeover: Takeover | None = None
         self._advertised = advertised
         self._lock = threading.Lock()
         self._store: TableSet | None = None
         self._sync: SyncServicer | None = None
-
-    @property
-    def fenced(self) -> bool:
-        """Whether somebody else has this process's place."""
-        return self.fenced_at_ms > 0
 
     @property
     def advertised(self) -> str:
@@ -145,12 +140,12 @@ class Serving:
         here = self.shard < topology.num_shards and topology.addresses[self.shard] == self.advertised
         if here and topology.num_shards == store.num_shards:
             store.fence(None)
-            self.fenced_at_ms = 0
+            self.fenced = False
             return
         place = topology.addresses[self.shard] if self.shard < topology.num_shards else "none"
         log.warning("epoch %d has no place for %s: shard %d is %s", topology.epoch, self.advertised, self.shard, place)
         store.fence(lambda: StaleEpochError(topology.epoch - 1, topology.epoch, topology))
-        self.fenced_at_ms = self.fenced_at_ms or wall_clock_ms()
+        self.fenced = True
 
     def store(self) -> TableSet:
         """What can be read; :class:`UnavailableError` while there is nothing yet."""

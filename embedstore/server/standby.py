@@ -7,7 +7,7 @@ number of shards stays, all of them when it changes. It answers no reads, becaus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from embedstore.errors import UnavailableError
 from embedstore.interface import DenseSet
@@ -79,17 +79,13 @@ class Standby(FollowerStore):
         """Keep to the present leaders, whatever others say: while these are being replaced by this process."""
         self._still = still
 
-    def wait_level(self, as_of_ms: Mapping[int, int], timeout_s: float) -> None:
-        """Wait until everything that each leader (by shard) did up to a moment of its own clock is here.
-        :class:`UnavailableError` names a leader that has not sent it in time."""
+    def wait_level(self, leaders: Collection[int], timeout_s: float) -> None:
+        """Wait until everything that these leaders (by shard) ever did is here; they have been told that they are
+        replaced. :class:`UnavailableError` names a leader that has not sent it in time."""
 
         def missing() -> list[str]:
             links = {link.leader: link for link in self._current_links()}
-            return [
-                links[leader].state().address
-                for leader, moment_ms in as_of_ms.items()
-                if not links[leader].completed or links[leader].complete_until_ms <= moment_ms
-            ]
+            return [links[leader].state().address for leader in leaders if not links[leader].final]
 
         if not self.wait_until(lambda: not missing(), timeout_s):
             raise UnavailableError(missing()[0], f"has not sent everything after {timeout_s:g} s")

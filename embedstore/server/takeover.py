@@ -117,10 +117,11 @@ class Takeover:
 
     def _level(self, record: Topology, force: bool, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
-        fenced: dict[int, int] = {}
+        fenced: list[int] = []
         for leader, address in self._standby.followed().items():
             try:
-                fenced[leader] = reassign(address, record).as_of_ms
+                reassign(address, record)
+                fenced.append(leader)
             except UnavailableError as error:
                 if not force:
                     raise

@@ -165,12 +165,10 @@ class ReassignRequest(_message.Message):
     def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ...) -> None: ...
 
 class ReassignResponse(_message.Message):
-    __slots__ = ("fenced", "as_of_ms")
+    __slots__ = ("fenced",)
     FENCED_FIELD_NUMBER: _ClassVar[int]
-    AS_OF_MS_FIELD_NUMBER: _ClassVar[int]
     fenced: bool
-    as_of_ms: int
-    def __init__(self, fenced: _Optional[bool] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, fenced: _Optional[bool] = ...) -> None: ...
 
 class ActivateRequest(_message.Message):
     __slots__ = ("topology", "force", "timeout_s")
