@@ -7,14 +7,16 @@ lock is also what keeps a second process out of the directory.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
-from rocksdict import DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import AccessType, DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 
 from embedstore.errors import CheckpointFailedError, CorruptCheckpointError, StoreLockedError
 from embedstore.v1 import admin_pb2, manifest_pb2, store_pb2
@@ -27,6 +29,8 @@ STORE_KEY = b"store"
 TOPOLOGY_KEY = b"topology"
 PREVIOUS_TOPOLOGY_KEY = b"topology/previous"
 ACQUAINTANCES_KEY = b"acquaintances"
+ATTEMPTS_MAX = 20
+_OWNERS = ("LOCK", "LOG", "rocksdict-config")
 _log = logging.getLogger(__name__)
 
 
@@ -90,47 +94,7 @@ class Manifest:
 
     def read(self) -> ManifestContents:
         """All of it; :class:`CorruptCheckpointError` for an entry that cannot be understood."""
-        contents = ManifestContents()
-        try:
-            entries = list(self._db.items())
-        except Exception as problem:
-            raise CorruptCheckpointError(str(self._path), str(problem)) from problem
-        for key, value in entries:
-            kind, _, _ = key.partition(b"/")
-            if key == STORE_KEY:
-                contents.store = self._parse(manifest_pb2.StoreManifest(), key, value)
-            elif key == TOPOLOGY_KEY:
-                contents.topology = self._parse(admin_pb2.TopologyRecord(), key, value)
-            elif key == PREVIOUS_TOPOLOGY_KEY:
-                contents.previous_topology = self._parse(admin_pb2.TopologyRecord(), key, value)
-            elif key == ACQUAINTANCES_KEY:
-                contents.acquaintances = list(self._parse(manifest_pb2.Acquaintances(), key, value).addresses)
-            elif kind == b"table":
-                contents.tables.append(self._parse(manifest_pb2.TableManifest(), key, value))
-            elif kind == b"kept":
-                contents.kept.append(self._parse(manifest_pb2.CheckpointManifest(), key, value))
-            elif kind == b"stream":
-                contents.streams.append(self._parse(manifest_pb2.StreamManifest(), key, value))
-            elif kind == b"dense":
-                contents.dense.append(self._parse(store_pb2.DenseSet(), key, value))
-            else:
-                raise CorruptCheckpointError(str(self._path), f"unknown entry {key!r}")
-        if contents.store is None and entries:
-            raise CorruptCheckpointError(str(self._path), "has entries but does not say of which store")
-        if contents.store is not None and contents.store.format != FORMAT:
-            raise CorruptCheckpointError(
-                str(self._path.parent),
-                f"is of format {contents.store.format} and this release reads {FORMAT}; it is left as it was: open it "
-                "with the release that wrote it, or begin in an empty directory and read the streams again",
-            )
-        return contents
-
-    def _parse(self, message: Any, key: bytes, value: bytes) -> Any:
-        try:
-            message.ParseFromString(value)
-        except DecodeError as problem:
-            raise CorruptCheckpointError(str(self._path), f"entry {key!r}: {problem}") from problem
-        return message
+        return _contents(self._db, self._path)
 
     def write(self, puts: Mapping[bytes, Message | bytes], deletes: Iterable[bytes] = ()) -> None:
         """All of these or none, durable when it returns. :class:`CheckpointFailedError`: the next call tries afresh."""
@@ -165,3 +129,91 @@ class Manifest:
             if self._db is not None:
                 self._db.close()
                 self._db = None
+
+
+def read_manifest(path: Path) -> ManifestContents:
+    """All of a manifest as it is now, without its lock and without a trace: its owner may go on.
+    :class:`CorruptCheckpointError`."""
+    if not (path / "CURRENT").exists():
+        raise CorruptCheckpointError(str(path.parent), "holds no store")
+    for _ in range(ATTEMPTS_MAX):
+        names = _files(path)
+        try:
+            return _read_aside(path, names)
+        except CorruptCheckpointError:
+            # The owner may have begun a new file, or deleted one, meanwhile.
+            if _files(path) == names:
+                raise
+    raise CorruptCheckpointError(str(path), "does not hold still")
+
+
+def _files(path: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(path) if not entry.name.startswith(_OWNERS)}
+
+
+def _read_aside(path: Path, names: set[str]) -> ManifestContents:
+    """Read through links: RocksDB writes a little even where it only reads."""
+    options = Options(raw_mode=True)
+    options.set_paranoid_checks(True)
+    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    options.set_max_open_files(64)
+    with TemporaryDirectory() as aside:
+        for name in names:
+            os.symlink((path / name).absolute(), Path(aside) / name)
+        try:
+            database = Rdict(aside, options=options, access_type=AccessType.read_only(False))
+        except Exception as problem:
+            raise CorruptCheckpointError(str(path), str(problem).replace(aside, str(path))) from problem
+        try:
+            return _contents(database, path)
+        finally:
+            database.close()
+
+
+def _contents(database: Any, path: Path) -> ManifestContents:
+    contents = ManifestContents()
+    try:
+        entries = list(database.items())
+    except Exception as problem:
+        raise CorruptCheckpointError(str(path), str(problem)) from problem
+    for key, value in entries:
+        _add(contents, key, value, path)
+    if contents.store is None and entries:
+        raise CorruptCheckpointError(str(path), "has entries but does not say of which store")
+    if contents.store is not None and contents.store.format != FORMAT:
+        raise CorruptCheckpointError(
+            str(path.parent),
+            f"is of format {contents.store.format} and this release reads {FORMAT}; it is left as it was: open it "
+            "with the release that wrote it, or begin in an empty directory and read the streams again",
+        )
+    return contents
+
+
+def _add(contents: ManifestContents, key: bytes, value: bytes, path: Path) -> None:
+    kind, _, _ = key.partition(b"/")
+    if key == STORE_KEY:
+        contents.store = _parse(manifest_pb2.StoreManifest(), key, value, path)
+    elif key == TOPOLOGY_KEY:
+        contents.topology = _parse(admin_pb2.TopologyRecord(), key, value, path)
+    elif key == PREVIOUS_TOPOLOGY_KEY:
+        contents.previous_topology = _parse(admin_pb2.TopologyRecord(), key, value, path)
+    elif key == ACQUAINTANCES_KEY:
+        contents.acquaintances = list(_parse(manifest_pb2.Acquaintances(), key, value, path).addresses)
+    elif kind == b"table":
+        contents.tables.append(_parse(manifest_pb2.TableManifest(), key, value, path))
+    elif kind == b"kept":
+        contents.kept.append(_parse(manifest_pb2.CheckpointManifest(), key, value, path))
+    elif kind == b"stream":
+        contents.streams.append(_parse(manifest_pb2.StreamManifest(), key, value, path))
+    elif kind == b"dense":
+        contents.dense.append(_parse(store_pb2.DenseSet(), key, value, path))
+    else:
+        raise CorruptCheckpointError(str(path), f"unknown entry {key!r}")
+
+
+def _parse(message: Any, key: bytes, value: bytes, path: Path) -> Any:
+    try:
+        message.ParseFromString(value)
+    except DecodeError as problem:
+        raise CorruptCheckpointError(str(path), f"entry {key!r}: {problem}") from problem
+    return message

@@ -42,20 +42,29 @@ class TableRecord:
 
     def to_proto(self, spec: TableSpec) -> manifest_pb2.TableManifest:
         """The manifest entry, with ``spec`` for the table's."""
-        message = manifest_pb2.TableManifest(spec=spec.to_proto())
-        _fill(message.beginnings, self.beginnings)
-        index: dict[int, int] = {}
-        for record in self.chunks:
-            if id(record.watermarks) not in index:
-                index[id(record.watermarks)] = len(index)
+        return table_message(spec, self.beginnings, self.chunks)
+
+
+def table_message(spec: TableSpec, beginnings: Watermarks, chunks: Iterable[ChunkRecord]) -> manifest_pb2.TableManifest:
+    """A manifest entry. Chunks with equal watermarks share their place."""
+    message = manifest_pb2.TableManifest(spec=spec.to_proto())
+    _fill(message.beginnings, beginnings)
+    index: dict[int, int] = {}
+    known: dict[frozenset[tuple[str, int]], int] = {}
+    for record in list(chunks):
+        if id(record.watermarks) not in index:
+            content = frozenset(record.watermarks.items())
+            if content not in known:
+                known[content] = len(known)
                 _fill(message.watermark_sets.add(), record.watermarks)
-            entry = message.chunks.add(clock_ms=record.clock_ms, watermark_set=index[id(record.watermarks)])
-            entry.cursor.chunk = record.chunk
-            entry.cursor.incarnation = record.incarnation
-            entry.cursor.version = record.version
-            for blob in record.blobs:
-                entry.blobs.add(segment=blob.segment, offset=blob.offset, length=blob.length, crc32c=blob.crc)
-        return message
+            index[id(record.watermarks)] = known[content]
+        entry = message.chunks.add(clock_ms=record.clock_ms, watermark_set=index[id(record.watermarks)])
+        entry.cursor.chunk = record.chunk
+        entry.cursor.incarnation = record.incarnation
+        entry.cursor.version = record.version
+        for blob in record.blobs:
+            entry.blobs.add(segment=blob.segment, offset=blob.offset, length=blob.length, crc32c=blob.crc)
+    return message
 
 
 def record_of(table: Table, blobs: Mapping[int, tuple[Blob, ...]]) -> tuple[ChunkRecord, ...]:

@@ -81,6 +81,19 @@ class SavedTable:
         table.set_watermarks(chunk, watermarks, entry.clock_ms)
         return blobs, None
 
+    def room(self, chunk: int) -> Table:
+        """An empty table of this one chunk."""
+        return Table(self.spec, chunks=range(chunk, chunk + 1))
+
+    def restored(self, chunk: int, reader: SegmentReader) -> Table:
+        """A table that holds this one chunk; :class:`CorruptCheckpointError` for a bad blob."""
+        table = self.room(chunk)
+        _, bad = self.restore(chunk, table, reader)
+        if bad is not None:
+            what = f"table {bad.table!r}, chunk {chunk}, offset {bad.offset}"
+            raise CorruptCheckpointError(bad.file, f"{what}: {bad.problem}")
+        return table
+
 
 def _apply(table: Table, chunk: int, delta: memoryview) -> None:
     held = delta_info(delta).chunk

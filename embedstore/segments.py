@@ -94,7 +94,7 @@ class SegmentWriter:
         self._behind: ThreadPoolExecutor | None = None
         self._parts: deque[Future[None]] = deque()
 
-    def append(self, data: bytes) -> Blob:
+    def append(self, data: bytes | memoryview) -> Blob:
         """Write one blob; it is durable after :meth:`sync`."""
         try:
             if self._file is None:
@@ -183,6 +183,10 @@ class SegmentReader:
         """Open segments and check their headers; what is wrong is raised by :meth:`read`."""
         for number in sorted(set(numbers) - self._files.keys()):
             self._files[number] = self._open(number)
+
+    def missing(self) -> bool:
+        """Whether any segment could not be opened."""
+        return any(isinstance(handle, CorruptCheckpointError) for handle in self._files.values())
 
     def _open(self, number: int) -> int | CorruptCheckpointError:
         path = segment_path(self._directory, number)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,17 @@ def damage(path: Path, blob: manifest_pb2.BlobRef, at: int | None = None) -> Non
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 0x10]))
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """Writes past the limit fail with EFBIG, for this process and for real (Python ignores SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def chunks_of(store: Any, num_ids: int = 100) -> Iterator[tuple[int, list[int]]]:

@@ -53,15 +53,13 @@ class ServeSettings(BaseSettings):
 
     def options(self) -> ShardOptions:
         """As the server takes them; :class:`InvalidArgumentError` names a bad one."""
-        index, slash, count = self.shard.partition("/")
-        if not slash or not index.isdecimal() or not count.isdecimal():
-            raise InvalidArgumentError("shard", f'must be "i/n", such as "0/2", not {self.shard!r}')
+        index, count = shard_of(self.shard)
         tables = self.tables
         specs = read_tables(tables) if isinstance(tables, Path) else parse_tables(tables or {})
         return ShardOptions(
             listen=self.listen,
-            shard=int(index),
-            num_shards=int(count),
+            shard=index,
+            num_shards=count,
             data=self.data,
             tables=specs,
             peers=_addresses(self.peers),
@@ -80,6 +78,14 @@ class ServeSettings(BaseSettings):
             sync_interval_ms=self.sync_interval_ms,
             heartbeat_interval_ms=self.heartbeat_interval_ms,
         )
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Shard and number of shards of "i/n"; :class:`InvalidArgumentError`."""
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdecimal() or not count.isdecimal():
+        raise InvalidArgumentError("shard", f'must be "i/n", such as "0/2", not {text!r}')
+    return int(index), int(count)
 
 
 def load_settings(config: Path | None, flags: Mapping[str, Any]) -> ServeSettings:

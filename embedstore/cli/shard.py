@@ -17,7 +17,7 @@ from embedstore.status import Topology
 from embedstore.v1 import admin_pb2
 
 Force = Annotated[bool, typer.Option("--force", help="Also when a leader cannot be reached or is behind.")]
-app = typer.Typer(help="Look at running shards and have them write checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="Look at running shards, and have others take their place.", no_args_is_help=True)
 
 
 @app.command()
@@ -64,15 +64,6 @@ def stats(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s
     for rows, title in ((streams, "streams"), (leaders, "leaders")):
         if rows:
             show(rows, as_json=as_json, title=title)
-
-
-@app.command()
-def checkpoint(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0) -> None:
-    """Have every shard write a checkpoint now, and wait for it."""
-    with connected(servers, timeout_s) as store:
-        result = store.checkpoint()
-    row = {"chunks": result.chunks_written, "bytes": result.bytes_written, "seconds": result.seconds}
-    show([row], as_json=as_json, title="checkpoint")
 
 
 @app.command()

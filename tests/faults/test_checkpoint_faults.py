@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from checkpoints import (
     crash,
     damage,
     expected_counts,
+    file_size_limit,
     ones,
     push_events,
     replay,
@@ -49,17 +47,6 @@ def path(tmp_path: Path) -> Path:
         push_events(store, 100, 200)
     assert {len(refs) for refs in blobs(tmp_path / "store").values()} == {2}
     return tmp_path / "store"
-
-
-@contextmanager
-def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """Writes past the limit fail with EFBIG, for this process and for real (Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # -- corrupt blobs

@@ -74,7 +74,7 @@ def test_shards_are_looked_at_and_write_checkpoints(servers: str) -> None:
     assert [row["tables"] for row in shards] == [1, 1]
     assert stream == {"stream": "s", "applied": 3, "durable": 3, "generation": 1}
     assert "followers" in run("shard", "stats", *at)
-    assert lines("shard", "checkpoint", *at)[0].keys() == {"chunks", "bytes", "seconds"}
+    assert lines("checkpoint", "create", *at)[0].keys() == {"chunks", "bytes", "seconds"}
 
 
 def test_a_silent_server_is_one_line() -> None:

@@ -18,7 +18,7 @@ LAYERS = (
         *("placement", "protowire", "row_formats", "rules", "spec", "v1"),
     },
     {"table", "table_arguments"},
-    {"checkpoint", "group_commit", "manifest", "records", "recovery", "segments"},
+    {"checkpoint", "export", "group_commit", "manifest", "records", "recovery", "segments", "snapshot"},
     {"membership", "origins", "store", "table_set", "writing"},
     {"messages", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
     {"batches", "client", "client_streams", "cluster", "discovery", "nn", "peers", "session", "updates"},
