@@ -22,6 +22,7 @@ from embedstore.errors import (
     InvalidArgumentError,
     LimitError,
     LostUpdatesWarning,
+    PermissionDeniedError,
     ReadOnlyError,
     StaleDenseSetError,
     StaleEpochError,
@@ -30,6 +31,7 @@ from embedstore.errors import (
     StreamPositionError,
     TableExistsError,
     TableNotFoundError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownStreamError,
     UnsupportedError,
@@ -71,11 +73,13 @@ from embedstore.spec import (
 if TYPE_CHECKING:
     from embedstore import nn
     from embedstore.client import connect
+    from embedstore.credentials import Credentials
     from embedstore.ids import hash_ids
     from embedstore.server.follow import follow
     from embedstore.store import open
 
 _LAZY = {
+    "Credentials": "embedstore.credentials",
     "connect": "embedstore.client",
     "follow": "embedstore.server.follow",
     "hash_ids": "embedstore.ids",
@@ -93,6 +97,7 @@ __all__ = [
     "Constant",
     "CorruptCheckpointError",
     "CorruptDeltaError",
+    "Credentials",
     "DeltaGapError",
     "DenseSet",
     "DenseSetNotFoundError",
@@ -106,6 +111,7 @@ __all__ = [
     "Momentum",
     "Normal",
     "Origin",
+    "PermissionDeniedError",
     "Probability",
     "PushResult",
     "RMSProp",
@@ -128,6 +134,7 @@ __all__ = [
     "TableSpec",
     "TableStats",
     "TruncatedNormal",
+    "UnauthenticatedError",
     "UnavailableError",
     "Uniform",
     "UnknownStreamError",

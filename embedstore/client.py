@@ -29,6 +29,7 @@ from embedstore.batches import (
     read_pull,
 )
 from embedstore.cluster import Call, Cluster, Reply, Route, discover
+from embedstore.credentials import Credentials
 from embedstore.errors import StaleGenerationError, UnavailableError
 from embedstore.interface import (
     CheckpointResult,
@@ -66,13 +67,18 @@ def connect(
     timeout_s: float = 10.0,
     retry_s: float = 30.0,
     slow_timeout_s: float = 600.0,
+    credentials: Credentials | None = None,
 ) -> RemoteStore:
     """A store on the shard servers at ``addresses`` ("host:port,host:port"); any one member that knows all is enough.
 
     ``timeout_s``: for one attempt of a call; ``retry_s``: for all attempts together, after which
     :class:`UnavailableError` names the address; ``slow_timeout_s``: for a checkpoint, a dense set or a scan.
+    ``credentials``: TLS and token; those of the environment when not given
+    (:meth:`embedstore.credentials.Credentials.from_environment`).
     """
-    return RemoteStore(discover(addresses, Patience(timeout_s, retry_s)), slow_timeout_s=slow_timeout_s)
+    credentials = Credentials.from_environment() if credentials is None else credentials
+    cluster = discover(addresses, Patience(timeout_s, retry_s), credentials)
+    return RemoteStore(cluster, slow_timeout_s=slow_timeout_s)
 
 
 class RemoteStore(Session):

@@ -22,6 +22,7 @@ import grpc
 
 from embedstore import discovery
 from embedstore.client_streams import ClientStreams
+from embedstore.credentials import PLAIN, Credentials
 from embedstore.errors import ClosedError, EmbedstoreError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.peers import Deadline, Patience, Peer, parse_addresses
 from embedstore.status import SILENT, Topology, from_rpc_error, is_refusal
@@ -149,10 +150,18 @@ class _Work:
 class Cluster:
     """See the module. ``given``: the addresses by which the shards were found."""
 
-    def __init__(self, topology: Topology, given: Iterable[str], peers: Iterable[Peer], patience: Patience) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        given: Iterable[str],
+        peers: Iterable[Peer],
+        patience: Patience,
+        credentials: Credentials = PLAIN,
+    ) -> None:
         self.patience = patience
+        self._credentials = credentials
         known = {peer.address: peer for peer in peers}
-        used = [known.get(address) or Peer(address) for address in topology.addresses]
+        used = [known.get(address) or Peer(address, credentials) for address in topology.addresses]
         for peer in set(known.values()) - set(used):
             peer.close()
         self._route = Route(topology, used, ClientStreams(topology.num_shards))
@@ -298,7 +307,7 @@ class Cluster:
             if record.epoch <= old.epoch or self._closed.is_set():
                 return False
             known = {peer.address: peer for route in self._routes for peer in route.peers}
-            peers = [known.get(address) or Peer(address) for address in record.addresses]
+            peers = [known.get(address) or Peer(address, self._credentials) for address in record.addresses]
             streams = old.streams if len(old) == record.num_shards else ClientStreams(record.num_shards)
             self._route = Route(record, peers, streams)
             self._routes.append(self._route)
@@ -335,8 +344,11 @@ class Cluster:
             if before != self._searches or route is not self._route or self._closed.is_set():
                 return
             present = {peer.address: peer for peer in route.peers}
-            others = {a: Peer(a) for a in dict.fromkeys([*self._given, *self._former]) if a not in present}
+            absent = [each for each in dict.fromkeys([*self._given, *self._former]) if each not in present]
+            others = {address: Peer(address, self._credentials) for address in absent}
             try:
+                for peer in route.peers:
+                    peer.renew()
                 record = discovery.newest(discovery.ask(present | others, timeout_s).found)
             except ClosedError:
                 self.check_open()
@@ -356,13 +368,13 @@ def _newer(error: Exception, route: Route) -> bool:
     return bool(error.topology.epoch > route.epoch)
 
 
-def discover(addresses: str | Iterable[str], patience: Patience) -> Cluster:
+def discover(addresses: str | Iterable[str], patience: Patience, credentials: Credentials) -> Cluster:
     """Ask the given members who the shards are, and connect to all of them; see :func:`discovery.first_record`."""
-    asked = {address: Peer(address) for address in parse_addresses(addresses)}
+    asked = {address: Peer(address, credentials) for address in parse_addresses(addresses)}
     try:
         topology = discovery.first_record(asked, patience)
     except BaseException:
         for peer in asked.values():
             peer.close()
         raise
-    return Cluster(topology, asked, asked.values(), patience)
+    return Cluster(topology, asked, asked.values(), patience, credentials)

@@ -173,6 +173,18 @@ class LimitError(EmbedstoreError):
         self.limit = limit
 
 
+class UnauthenticatedError(EmbedstoreError):
+    """The server asks for a bearer token, and none came, or one that it does not know."""
+
+    code: ClassVar[str] = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(EmbedstoreError):
+    """The token's role does not allow this call."""
+
+    code: ClassVar[str] = "PERMISSION_DENIED"
+
+
 class ReadOnlyError(EmbedstoreError):
     """A follower was asked to change something."""
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
+from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError
 from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import METADATA_BYTES_MAX
@@ -109,10 +108,21 @@ def method_path(method: str) -> str:
 class Peer:
     """One server and its channel."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._credentials = credentials
+        self._stamp = credentials.stamp()
+        self._channel = credentials.channel(address, CHANNEL_OPTIONS)
         self._methods: dict[str, Any] = {}
+
+    def renew(self) -> None:
+        """Open another channel if certificates have been renewed; what is in flight over this one is cancelled."""
+        stamp = self._credentials.stamp()
+        if stamp == self._stamp:
+            return
+        old, self._channel = self._channel, self._credentials.channel(self.address, CHANNEL_OPTIONS)
+        self._stamp, self._methods = stamp, {}
+        old.close()
 
     def unary(self, method: str) -> Any:
         """The callable of a unary method, bytes in and out."""

@@ -130,6 +130,8 @@ _ROWS: dict[type[Exception], _Row] = {
         lambda error, detail: _set(detail, error.field, value=error.value, limit=error.limit),
         lambda detail: errors.LimitError(detail.name, detail.numbers["value"], detail.numbers["limit"]),
     ),
+    errors.UnauthenticatedError: _plain(errors.UnauthenticatedError),
+    errors.PermissionDeniedError: _plain(errors.PermissionDeniedError),
     errors.ReadOnlyError: _plain(errors.ReadOnlyError),
     errors.ClosedError: _plain(errors.ClosedError),
     errors.CorruptDeltaError: _plain(errors.CorruptDeltaError),

@@ -11,7 +11,8 @@ from typing import Any
 from processes import free_port
 
 import embedstore as es
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 from embedstore.status import Topology
 
 COUNTED = es.TableSpec("counted", dim=1, optimizer=es.SGD(lr=1.0), num_chunks=8)

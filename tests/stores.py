@@ -17,7 +17,8 @@ from model_store import ModelStore
 
 import embedstore as es
 from embedstore.interface import Store
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 from embedstore.spec import TableSpec
 
 

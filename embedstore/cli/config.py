@@ -15,8 +15,9 @@ from pydantic_settings import (
 )
 
 from embedstore.cli.tables import parse_tables, read_tables, read_toml
+from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError
-from embedstore.server.shard import ShardOptions
+from embedstore.server.options import ShardOptions
 from embedstore.store import Durability
 
 PORT_DEFAULT = 7600
@@ -50,6 +51,14 @@ class ServeSettings(BaseSettings):
     followers_max: int = 16
     sync_interval_ms: int = 200
     heartbeat_interval_ms: int = 500
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_name: str | None = None
+    token_file: Path | None = None
+    mtls: bool = False
+    tokens: Path | None = None
+    plaintext_beyond_loopback: bool = False
 
     def options(self) -> ShardOptions:
         """As the server takes them; :class:`InvalidArgumentError` names a bad one."""
@@ -77,6 +86,10 @@ class ServeSettings(BaseSettings):
             followers_max=self.followers_max,
             sync_interval_ms=self.sync_interval_ms,
             heartbeat_interval_ms=self.heartbeat_interval_ms,
+            credentials=Credentials(self.tls_ca, self.tls_cert, self.tls_key, self.tls_name, self.token_file),
+            mtls=self.mtls,
+            tokens=self.tokens,
+            plaintext_beyond_loopback=self.plaintext_beyond_loopback,
         )
 
 

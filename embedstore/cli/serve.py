@@ -17,7 +17,8 @@ from rich.console import Console
 from embedstore.cli.config import load_settings
 from embedstore.cli.output import one_line_errors
 from embedstore.cli.recovery import StoppedError, reported
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 
 STOP_S_MAX = 600.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -42,6 +43,15 @@ def serve(
     drain_s: Annotated[float | None, typer.Option(help="How long requests may still take at the end (10).")] = None,
     workers: Annotated[int | None, typer.Option(help="Requests that run at once (32).")] = None,
     sync_interval_ms: Annotated[int | None, typer.Option(help="Shortest time between deltas of a chunk (200).")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM): the port speaks TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Authorities of the others' certificates (PEM).")] = None,
+    mtls: Annotated[bool | None, typer.Option("--mtls", help="Callers need a certificate from there, too.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="TOML file of bearer tokens and their roles.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="The token with which this process calls others.")] = None,
+    plaintext_beyond_loopback: Annotated[
+        bool | None, typer.Option("--plaintext-beyond-loopback", help="Serve a network without TLS.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these, named alike.")] = None,
 ) -> None:
     """Serve one shard of the store, or a follower of shards.
@@ -67,6 +77,13 @@ def serve(
         "drain_s": drain_s,
         "workers": workers,
         "sync_interval_ms": sync_interval_ms,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_ca": tls_ca,
+        "mtls": mtls,
+        "tokens": tokens,
+        "token_file": token_file,
+        "plaintext_beyond_loopback": plaintext_beyond_loopback,
     }
     signals = Signals(signal.SIGTERM, signal.SIGINT)
     with one_line_errors():

@@ -9,6 +9,7 @@ import typer
 
 from embedstore import messages
 from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, one_line_errors, show
+from embedstore.credentials import Credentials
 from embedstore.interface import StoreStats
 from embedstore.origins import is_client
 from embedstore.peers import parse_addresses
@@ -82,7 +83,8 @@ def promote(
     not come back where it can reach none of the others.
     """
     with one_line_errors():
-        [record] = activate([standby], None, force=force, timeout_s=timeout_s)
+        credentials = Credentials.from_environment()
+        [record] = activate([standby], None, force=force, timeout_s=timeout_s, credentials=credentials)
     show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")
 
 
@@ -103,8 +105,9 @@ def reshard(
     """
     with one_line_errors():
         targets = parse_addresses(to)
-        record = resharded(parse_addresses(servers), targets, timeout_s)
-        [record, *_] = activate(targets, record, force=force, timeout_s=timeout_s)
+        credentials = Credentials.from_environment()
+        record = resharded(parse_addresses(servers), targets, timeout_s, credentials)
+        [record, *_] = activate(targets, record, force=force, timeout_s=timeout_s, credentials=credentials)
     show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")
 
 

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 
+from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError, UnavailableError
 from embedstore.interface import LeaderState
 from embedstore.peers import parse_addresses
@@ -51,9 +52,11 @@ class FollowerStore(Replica):
         clock_ms: Callable[[], int] = wall_clock_ms,
         monotonic_s: Callable[[], float] = time.monotonic,
         standby: sync_pb2.StandbyPlace | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._standby_place = standby
-        members = Members(parse_addresses(addresses))
+        self._credentials = Credentials.from_environment() if credentials is None else credentials
+        members = Members(parse_addresses(addresses), self._credentials)
         if isinstance(only_tables, str):
             raise InvalidArgumentError("only_tables", "must be a sequence of table names")
         if isinstance(sync_interval_ms, bool) or not 1 <= sync_interval_ms <= SYNC_INTERVAL_MS_MAX:
@@ -140,6 +143,7 @@ class FollowerStore(Replica):
             address,
             epoch,
             intake,
+            credentials=self._credentials,
             retry=self._retry,
             applied=self._moved_on,
             clock_ms=self._clock_ms,
@@ -232,12 +236,20 @@ def follow(
     rows: str | None = None,
     only_tables: Sequence[str] | None = None,
     sync_interval_ms: int = SYNC_INTERVAL_MS,
+    credentials: Credentials | None = None,
 ) -> FollowerStore:
     """A serving follower inside this process: embeddings and metadata of the leaders' tables, read-only.
 
     ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard that knows all is enough.
     ``rows``: how to keep them: "fp32" (as None), "fp16", "int8" or "int4"; whatever it is, pulls give float32.
     ``only_tables``: leave out all others. ``sync_interval_ms``: shortest time between two deltas of one chunk.
+    ``credentials``: as for :func:`embedstore.connect`.
     Returns before anything has arrived; see :meth:`FollowerStore.wait_synced`.
     """
-    return FollowerStore(addresses, rows=rows, only_tables=only_tables or (), sync_interval_ms=sync_interval_ms)
+    return FollowerStore(
+        addresses,
+        rows=rows,
+        only_tables=only_tables or (),
+        sync_interval_ms=sync_interval_ms,
+        credentials=credentials,
+    )

@@ -8,6 +8,7 @@ else is a bug, goes to the log with its traceback, and reaches the client as a b
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -21,17 +22,20 @@ log = logging.getLogger("embedstore.server")
 
 
 class Guard:
-    """Wraps handlers; ``topology`` gives the record that is attached to errors about who owns what."""
+    """Wraps handlers; ``topology`` gives the record that is attached to errors about who owns what. At most ``workers``
+    handlers run at once; a call whose request has not arrived yet is none of them."""
 
-    def __init__(self, topology: Callable[[], Topology]) -> None:
+    def __init__(self, topology: Callable[[], Topology], workers: int) -> None:
         self._topology = topology
+        self._workers = threading.Semaphore(workers)
 
     def raw(self, handle: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler[Any, Any]:
         """A unary method that reads and writes its own bytes."""
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                return handle(data)
+                with self._workers:
+                    return handle(data)
             except Exception as error:
                 self.refuse(error, context)
 
@@ -48,7 +52,12 @@ class Guard:
 
         def call(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
-                for message in handle(parse(kind, data)):
+                messages = handle(parse(kind, data))
+                while True:
+                    with self._workers:
+                        message = next(messages, None)
+                    if message is None:
+                        return
                     yield message.SerializeToString()
             except Exception as error:
                 self.refuse(error, context)

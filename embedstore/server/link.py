@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import LeaderState
 from embedstore.peers import CHANNEL_OPTIONS
@@ -104,6 +105,7 @@ class LeaderLink:
         epoch: int,
         intake: Intake,
         *,
+        credentials: Credentials,
         retry: Retry,
         applied: Callable[[], object],
         clock_ms: Callable[[], int],
@@ -113,6 +115,7 @@ class LeaderLink:
         self._address = address
         self._epoch = epoch
         self._intake = intake
+        self._credentials = credentials
         self._retry = retry
         self._applied = applied
         self._clock_ms = clock_ms
@@ -235,7 +238,7 @@ class LeaderLink:
             if self._followed != address:
                 self._followed, self._intake.completed, self._intake.final = address, False, False
         requests = _Requests(epoch, self._intake.begin())
-        channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        channel = self._credentials.channel(address, CHANNEL_OPTIONS)
         try:
             responses = sync_pb2_grpc.SyncServiceStub(channel).Follow(requests)
             with self._condition:

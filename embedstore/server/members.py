@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import grpc
 
 from embedstore import discovery
+from embedstore.credentials import Credentials
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import Topology
@@ -41,8 +42,9 @@ class Leaders:
 class Members:
     """Keeps what is known of the leaders and asks again."""
 
-    def __init__(self, addresses: Sequence[str], timeout_s: float = 1.0) -> None:
+    def __init__(self, addresses: Sequence[str], credentials: Credentials, timeout_s: float = 1.0) -> None:
         self._given = tuple(addresses)
+        self._credentials = credentials
         self._timeout_s = timeout_s
         self._channels: dict[str, grpc.Channel] = {}
         self.leaders = Leaders()
@@ -78,7 +80,7 @@ class Members:
         calls = {}
         for address in addresses:
             if address not in self._channels:
-                self._channels[address] = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+                self._channels[address] = self._credentials.channel(address, CHANNEL_OPTIONS)
             stub = admin_pb2_grpc.AdminServiceStub(self._channels[address])
             calls[address] = stub.Topology.future(admin_pb2.TopologyRequest(), timeout=self._timeout_s)
         answers = {}

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from embedstore.credentials import Credentials
 from embedstore.errors import EmbedstoreError, InvalidArgumentError
 from embedstore.server.members import Members
 from embedstore.status import Topology, topology_from_proto, topology_to_proto
@@ -20,7 +21,7 @@ ASK_INTERVAL_S = 5.0
 log = logging.getLogger("embedstore.server")
 
 
-def newest_record(known: Topology, store: LocalStore, followed: Sequence[str]) -> Topology:
+def newest_record(known: Topology, store: LocalStore, followed: Sequence[str], credentials: Credentials) -> Topology:
     """Of what the process was told, what its store remembers and what others say, the record with the highest epoch;
     the store remembers it from now on. Waits about a second for those who do not answer."""
     remembered = store.membership.topology
@@ -28,7 +29,7 @@ def newest_record(known: Topology, store: LocalStore, followed: Sequence[str]) -
     others = _others(newest, store, followed)
     if not others:
         return newest
-    members = Members(others)
+    members = Members(others, credentials)
     try:
         told = members.newest()
     finally:
@@ -46,7 +47,7 @@ def watch_members(serving: Serving, store: LocalStore, followed: Sequence[str], 
         others = [each for each in _others(serving.topology, store, followed) if each != serving.advertised]
         if not others:
             continue
-        members = Members(others)
+        members = Members(others, serving.credentials)
         try:
             told = members.newest()
             if told is not None and told.epoch > serving.topology.epoch:

@@ -11,6 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from embedstore.credentials import PLAIN, Credentials
 from embedstore.errors import InvalidArgumentError, ReadOnlyError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.placement import shard_of_dense_set
 from embedstore.status import Topology, topology_from_proto, topology_to_proto
@@ -28,11 +29,19 @@ EPOCH_FIRST = 1
 
 class Serving:
     """The state of a serving process. Any thread may call anything. ``advertised``: the address under which the other
-    members know it; "" until it has one of its own."""
+    members know it; "" until it has one of its own. ``credentials``: how it reaches them."""
 
     def __init__(
-        self, topology: Topology, shard: int, *, follower: bool = False, standby: bool = False, advertised: str = ""
+        self,
+        topology: Topology,
+        shard: int,
+        *,
+        follower: bool = False,
+        standby: bool = False,
+        advertised: str = "",
+        credentials: Credentials = PLAIN,
     ) -> None:
+        self.credentials = credentials
         self.topology = topology
         self.shard = shard
         self.follower = follower

@@ -13,10 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,22 +23,20 @@ from grpc_reflection.v1alpha import reflection
 
 from embedstore import _native
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
-from embedstore.peers import parse_addresses
-from embedstore.placement import check_shard
 from embedstore.recovery import Recovery
-from embedstore.row_formats import as_row_format
 from embedstore.server import admin, embedding
 from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.interceptors import Guard, parse
-from embedstore.server.leader import FOLLOWERS_MAX, SyncServicer
+from embedstore.server.leader import SyncServicer
 from embedstore.server.membership import newest_record, watch_members
+from embedstore.server.options import ShardOptions
+from embedstore.server.security import TokenCheck, Tokens, server_credentials
 from embedstore.server.serving import EPOCH_FIRST, Serving
 from embedstore.server.standby import Standby
 from embedstore.server.takeover import Takeover
-from embedstore.spec import TableSpec
 from embedstore.status import METADATA_BYTES_MAX, Topology
-from embedstore.store import Durability, LocalStore, is_store
+from embedstore.store import LocalStore, is_store
 from embedstore.table_set import TableSet
 from embedstore.v1 import sync_pb2
 from embedstore.wire import MESSAGE_BYTES_MAX
@@ -52,8 +48,8 @@ SYNC_SERVICE = "embedstore.v1.SyncService"
 SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
 CUT_OFF_S = 2.0
 LOOK_S = 0.1
-POSITIVE = ("checkpoint_interval_s", "checkpoint_bytes", "drain_s", "workers", "requests_max", "followers_max")
 _numbers = itertools.count()
+STREAMS_PER_CONNECTION_MAX = 128
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two processes on one port would share its clients at random
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -63,80 +59,9 @@ SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
 )
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """What a serving process is told at its start.
-
-    ``listen``: host:port, port 0 for a free one. ``data``: directory, None for memory only. ``peers``: addresses of all
-    shards in order, or none. ``follow``: leaders' addresses; then this is a follower and has no shard, data or tables;
-    ``rows``: how a follower keeps them, fp32, fp16, int8 or int4. ``standby``: it follows to become that shard, with
-    that data, when it is told to. ``advertise``: where others reach it (its place in ``peers``, or ``listen``).
-    A checkpoint comes every ``checkpoint_interval_s``, and sooner when about ``checkpoint_bytes`` of rows were written;
-    the last ``keep_checkpoints`` stay readable. ``durability``: see :class:`LocalStore`.
-    ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
-    """
-
-    listen: str
-    shard: int = 0
-    num_shards: int = 1
-    data: Path | None = None
-    tables: Sequence[TableSpec] = ()
-    peers: Sequence[str] = ()
-    follow: Sequence[str] = ()
-    rows: str | None = None
-    standby: bool = False
-    advertise: str = ""
-    checkpoint_interval_s: float = 5.0
-    checkpoint_bytes: int = 1 << 30
-    keep_checkpoints: int = 1
-    durability: Durability = "checkpoint"
-    drain_s: float = 10.0
-    workers: int = 32
-    requests_max: int = 1024
-    followers_max: int = FOLLOWERS_MAX
-    sync_interval_ms: int = 200
-    heartbeat_interval_ms: int = 500
-
-    def __post_init__(self) -> None:
-        check_shard(self.shard, self.num_shards)
-        for name in (
-            "checkpoint_interval_s",
-            "checkpoint_bytes",
-            "drain_s",
-            "workers",
-            "requests_max",
-            "followers_max",
-        ):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgumentError(name, f"must be positive, not {getattr(self, name)!r}")
-        if self.peers and len(parse_addresses(self.peers)) != self.num_shards:
-            raise InvalidArgumentError("peers", f"must name all {self.num_shards} shards in order")
-        if self.follow:
-            self._check_follower()
-        elif self.rows is not None:
-            raise InvalidArgumentError("rows", "is for followers: a shard keeps float32")
-        elif self.standby:
-            raise InvalidArgumentError("follow", "a standby must follow the shards whose place it can take")
-        if self.advertise:
-            parse_addresses(self.advertise)
-        host, colon, port = self.listen.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
-            raise InvalidArgumentError("listen", f"must be host:port, not {self.listen!r}")
-
-    def _check_follower(self) -> None:
-        parse_addresses(self.follow)
-        what = "standby" if self.standby else "follower"
-        for name in ("tables", "peers") if self.standby else ("data", "tables", "peers"):
-            if getattr(self, name):
-                raise InvalidArgumentError(name, f"a {what} has none")
-        if self.num_shards != 1 and not self.standby:
-            raise InvalidArgumentError("shard", "a follower has none")
-        if self.standby and self.rows not in (None, "fp32"):
-            raise InvalidArgumentError("rows", "a standby keeps float32")
-        as_row_format(self.rows)
 
 
 class Shard:
@@ -154,7 +79,9 @@ class Shard:
             follower=bool(options.follow),
             standby=options.standby,
             advertised=options.advertise or (options.peers[options.shard] if options.peers else ""),
+            credentials=options.credentials,
         )
+        self._tokens = Tokens(options.tokens) if options.tokens is not None else None
         self._health = health.HealthServicer()
         self._stop = threading.Event()
         self._store: LocalStore | FollowerStore | None = None
@@ -163,7 +90,9 @@ class Shard:
         self._background: list[threading.Thread] = []
         self._ready = threading.Event()
         self._requests = f"request-{next(_numbers)}"
-        self._pool = ThreadPoolExecutor(options.workers + options.followers_max, thread_name_prefix=self._requests)
+        # A call takes a thread from its first byte on; whoever sends no second one must not keep others from theirs.
+        calls_max = options.requests_max + options.followers_max
+        self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix=self._requests)
         self._server = self._new_server()
 
     @property
@@ -229,15 +158,16 @@ class Shard:
         options = self.options
         server = grpc.server(
             self._pool,
+            interceptors=[TokenCheck(self._tokens)] if self._tokens is not None else [],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=options.requests_max + options.followers_max,
         )
-        guard = Guard(lambda: self._serving.topology)
+        guard = Guard(lambda: self._serving.topology, options.workers)
         server.add_generic_rpc_handlers(
             (
                 embedding.EmbeddingService(self._serving).handler(guard),
                 admin.AdminService(self._serving).handler(guard),
-                _WhenReady(self._serving, guard).handler(),
+                _WhenReady(self._serving, guard, self._tokens).handler(),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -254,8 +184,9 @@ class Shard:
 
     def _open_port(self) -> None:
         listen = self.options.listen
+        secure = server_credentials(self.options.credentials, mtls=self.options.mtls)
         try:
-            port = self._server.add_insecure_port(listen)
+            port = self._server.add_secure_port(listen, secure) if secure else self._server.add_insecure_port(listen)
         except RuntimeError as error:
             raise UnavailableError(listen, "cannot listen there; is the port in use?") from error
         if not port:
@@ -268,7 +199,12 @@ class Shard:
         if options.standby and not (options.data and is_store(options.data)):
             self._stand_by()
         elif options.follow and not options.standby:
-            follower = follow(",".join(options.follow), rows=options.rows, sync_interval_ms=options.sync_interval_ms)
+            follower = follow(
+                ",".join(options.follow),
+                rows=options.rows,
+                sync_interval_ms=options.sync_interval_ms,
+                credentials=options.credentials,
+            )
             self._store = follower
             self._in_background("await-sync", lambda: self._await_sync(follower))
         else:
@@ -283,7 +219,7 @@ class Shard:
             self._store = store
             if options.standby and store.membership.topology is None:
                 raise InvalidArgumentError("data", f"{options.data} was left by a takeover that did not end: remove it")
-            record = newest_record(self._serving.topology, store, options.follow)
+            record = newest_record(self._serving.topology, store, options.follow, options.credentials)
             self._serving.become_shard(record, options.shard)
             self._lead(store)
 
@@ -295,6 +231,7 @@ class Shard:
             options.num_shards,
             self._serving.advertised,
             sync_interval_ms=options.sync_interval_ms,
+            credentials=options.credentials,
         )
         self._standby = standby
 
@@ -355,9 +292,10 @@ class Shard:
 class _WhenReady:
     """Follow, once there is something to follow."""
 
-    def __init__(self, serving: Serving, guard: Guard) -> None:
+    def __init__(self, serving: Serving, guard: Guard, tokens: Tokens | None) -> None:
         self._serving = serving
         self._guard = guard
+        self._tokens = tokens
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service, ready to be registered. Requests are read here, so that a malformed one is refused as any other
@@ -371,4 +309,11 @@ class _WhenReady:
             sync = self._serving.sync()
         except UnavailableError as error:
             self._guard.refuse(error, context)
-        return sync.Follow((parse(sync_pb2.FollowRequest, data) for data in requests), context)
+        return sync.Follow((self._checked(data, context) for data in requests), context)
+
+    def _checked(self, data: bytes, context: grpc.ServicerContext) -> Any:
+        """Durable waits for standbys, so not everyone who may read may be one."""
+        request = parse(sync_pb2.FollowRequest, data)
+        if self._tokens is not None and request.wants.HasField("standby"):
+            self._tokens.require("admin", context.invocation_metadata())
+        return request

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from embedstore.credentials import Credentials
 from embedstore.errors import UnavailableError
 from embedstore.interface import DenseSet
 from embedstore.placement import check_shard, chunks_of_shard, shard_of_dense_set
@@ -36,6 +37,7 @@ class Standby(FollowerStore):
         sync_interval_ms: int = SYNC_INTERVAL_MS,
         retry: Retry | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        credentials: Credentials | None = None,
     ) -> None:
         check_shard(shard, num_shards)
         self.shard, self.num_shards, self.address = shard, num_shards, address
@@ -46,6 +48,7 @@ class Standby(FollowerStore):
             sync_interval_ms=sync_interval_ms,
             retry=retry,
             clock_ms=clock_ms,
+            credentials=credentials,
             standby=sync_pb2.StandbyPlace(shard=shard, num_shards=num_shards, address=address),
         )
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import grpc
 
+from embedstore.credentials import PLAIN, Credentials
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, StaleEpochError, UnavailableError
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server.serving import Serving
@@ -91,7 +92,8 @@ class Takeover:
                 raise
             self._become(record)
         if topology is None:
-            tell(record, {address for address in record.addresses if address != self._standby.address})
+            others = {address for address in record.addresses if address != self._standby.address}
+            tell(record, others, self._serving.credentials)
         return record
 
     def _successor(self) -> Topology:
@@ -100,7 +102,7 @@ class Takeover:
         if not leaders.complete or leaders.num_shards != standby.num_shards:
             known = f"{len(leaders.addresses)} of {leaders.num_shards}" if leaders.num_shards else "none"
             raise UnavailableError(standby.address, f"does not know all {standby.num_shards} leaders: {known}")
-        named = _advertised(leaders.addresses)
+        named = _advertised(leaders.addresses, self._serving.credentials)
         named[standby.shard] = standby.address
         return Topology(leaders.epoch + 1, tuple(named[shard] for shard in range(standby.num_shards)), len(named))
 
@@ -120,7 +122,7 @@ class Takeover:
         fenced: list[int] = []
         for leader, address in self._standby.followed().items():
             try:
-                reassign(address, record)
+                reassign(address, record, self._serving.credentials)
                 fenced.append(leader)
             except UnavailableError as error:
                 if not force:
@@ -152,47 +154,49 @@ class Takeover:
         log.info("serving shard %d of %d in epoch %d", standby.shard, standby.num_shards, record.epoch)
 
 
-def reassign(address: str, record: Topology, timeout_s: float = TELL_TIMEOUT_S) -> admin_pb2.ReassignResponse:
+def reassign(address: str, record: Topology, credentials: Credentials = PLAIN) -> admin_pb2.ReassignResponse:
     """Tell the process at ``address`` of a record. Raises what it answers; :class:`UnavailableError` if it does not."""
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    with credentials.channel(address, CHANNEL_OPTIONS) as channel:
         request = admin_pb2.ReassignRequest(topology=topology_to_proto(record))
         try:
             answer: admin_pb2.ReassignResponse = admin_pb2_grpc.AdminServiceStub(channel).Reassign(
-                request, timeout=timeout_s
+                request, timeout=TELL_TIMEOUT_S
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error, address) from None
     return answer
 
 
-def tell(record: Topology, addresses: set[str]) -> None:
+def tell(record: Topology, addresses: set[str], credentials: Credentials) -> None:
     """Tell everyone, as far as they can be reached."""
     for address in sorted(addresses):
         try:
-            reassign(address, record)
+            reassign(address, record, credentials)
         except (EmbedstoreError, InvalidArgumentError) as error:
             log.warning("%s has not heard of epoch %d yet: %s", address, record.epoch, error)
 
 
-def _advertised(addresses: Mapping[int, str]) -> dict[int, str]:
+def _advertised(addresses: Mapping[int, str], credentials: Credentials) -> dict[int, str]:
     """The addresses that the shards give as their own; one that does not answer keeps the one that is known."""
     named = dict(addresses)
     for shard, address in addresses.items():
         try:
-            named[shard] = _ask(address, TELL_TIMEOUT_S).address or address
+            named[shard] = _ask(address, TELL_TIMEOUT_S, credentials).address or address
         except UnavailableError as error:
             log.warning("%s", error)
     return named
 
 
-def resharded(servers: Sequence[str], targets: Sequence[str], timeout_s: float) -> Topology:
+def resharded(
+    servers: Sequence[str], targets: Sequence[str], timeout_s: float, credentials: Credentials = PLAIN
+) -> Topology:
     """The record by which ``targets`` replace the present shards, of which ``servers`` are some: the next one, or the
     one that was begun already. :class:`InvalidArgumentError` unless target i stands by for shard i."""
-    answers = [_ask(address, timeout_s) for address in servers]
+    answers = [_ask(address, timeout_s, credentials) for address in servers]
     present = max((topology_from_proto(answer.topology) for answer in answers), key=lambda record: record.epoch)
     addresses = []
     for shard, target in enumerate(targets):
-        answer = _ask(target, timeout_s)
+        answer = _ask(target, timeout_s, credentials)
         may_serve = answer.standby or answer.fenced or answer.topology.num_shards == len(targets)
         if answer.shard != shard or not may_serve:
             raise InvalidArgumentError("to", f"{target} does not stand by for shard {shard} of {len(targets)}")
@@ -202,7 +206,9 @@ def resharded(servers: Sequence[str], targets: Sequence[str], timeout_s: float) 
     return Topology(present.epoch + 1, tuple(addresses), len(addresses))
 
 
-def activate(standbys: Sequence[str], record: Topology | None, *, force: bool, timeout_s: float) -> list[Topology]:
+def activate(
+    standbys: Sequence[str], record: Topology | None, *, force: bool, timeout_s: float, credentials: Credentials = PLAIN
+) -> list[Topology]:
     """Have all of these take over, side by side; the first error is raised when all have answered."""
     request = admin_pb2.ActivateRequest(
         topology=None if record is None else topology_to_proto(record), force=force, timeout_s=timeout_s
@@ -210,7 +216,7 @@ def activate(standbys: Sequence[str], record: Topology | None, *, force: bool, t
     with ExitStack() as stack:
         calls = []
         for address in standbys:
-            channel = stack.enter_context(grpc.insecure_channel(address, options=CHANNEL_OPTIONS))
+            channel = stack.enter_context(credentials.channel(address, CHANNEL_OPTIONS))
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             calls.append((address, stub.Activate.future(request, timeout=timeout_s + 2 * TELL_TIMEOUT_S)))
         outcomes = [(address, call.exception(), call) for address, call in calls]
@@ -220,8 +226,8 @@ def activate(standbys: Sequence[str], record: Topology | None, *, force: bool, t
         return [topology_from_proto(call.result().topology) for _, _, call in outcomes]
 
 
-def _ask(address: str, timeout_s: float) -> admin_pb2.TopologyResponse:
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+def _ask(address: str, timeout_s: float, credentials: Credentials) -> admin_pb2.TopologyResponse:
+    with credentials.channel(address, CHANNEL_OPTIONS) as channel:
         try:
             answer: admin_pb2.TopologyResponse = admin_pb2_grpc.AdminServiceStub(channel).Topology(
                 admin_pb2.TopologyRequest(), timeout=timeout_s

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import embedstore as es
 from embedstore.cli import app
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 
 TABLES = "[tables.items]\ndim = 2\nnum_chunks = 8\n[tables.users]\ndim = 3\nnum_chunks = 8\n"
 

@@ -13,7 +13,8 @@ from processes import free_port
 
 import embedstore as es
 from embedstore.peers import Patience, parse_addresses
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 
 ITEMS = es.TableSpec("items", 1, optimizer=es.SGD(lr=1.0), num_chunks=8)
 

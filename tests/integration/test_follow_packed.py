@@ -13,7 +13,7 @@ from processes import Process
 import embedstore as es
 from embedstore.errors import InvalidArgumentError
 from embedstore.server.follow import FollowerStore, follow
-from embedstore.server.shard import ShardOptions
+from embedstore.server.options import ShardOptions
 from embedstore.store import LocalStore
 
 IDS = np.arange(3000, dtype=np.uint64)

@@ -22,7 +22,8 @@ from stores import STORE_FACTORIES
 
 import embedstore as es
 from embedstore.errors import StaleGenerationError, StreamPositionError, UnavailableError
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 from trainer.config import Settings, load_settings
 from trainer.cut import read_cut
 from trainer.events import EventBatch

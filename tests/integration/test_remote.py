@@ -13,7 +13,8 @@ import pytest
 
 import embedstore as es
 from embedstore.client import RemoteStore
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 from embedstore.v1 import admin_pb2
 
 COUNTED = es.TableSpec("counted", 1, optimizer=es.SGD(lr=1.0), num_chunks=8)

@@ -20,8 +20,9 @@ import embedstore as es
 from embedstore import errors
 from embedstore.recovery import Recovery
 from embedstore.server.interceptors import Guard
+from embedstore.server.options import ShardOptions
 from embedstore.server.serving import Serving
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.shard import Shard
 from embedstore.status import Topology
 from embedstore.store import LocalStore
 from embedstore.v1 import admin_pb2, admin_pb2_grpc, store_pb2, store_pb2_grpc
@@ -330,7 +331,7 @@ def test_a_bug_in_a_handler_stays_in_the_log(caplog: pytest.LogCaptureFixture) -
     def broken(data: bytes) -> bytes:
         raise KeyError("inner secret")
 
-    handler: Any = Guard(lambda: Topology(1, (), 1)).raw(broken)
+    handler: Any = Guard(lambda: Topology(1, (), 1), 1).raw(broken)
     aborted: list[Any] = []
 
     class Context:

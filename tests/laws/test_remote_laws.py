@@ -15,7 +15,8 @@ import embedstore as es
 from embedstore import batches
 from embedstore.client import RemoteStore
 from embedstore.interface import Store
-from embedstore.server.shard import Shard, ShardOptions
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
 
 ITEMS = es.TableSpec("items", dim=3, optimizer=es.SGD(lr=0.5), num_chunks=8)
 keys = st.lists(st.integers(0, 12) | st.integers(2**64 - 4, 2**64 - 1), max_size=12)

@@ -21,7 +21,7 @@ LAYERS = (
     {"checkpoint", "export", "group_commit", "manifest", "records", "recovery", "segments", "snapshot"},
     {"membership", "origins", "store", "table_set", "writing"},
     {"messages", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
-    {"batches", "client", "client_streams", "cluster", "discovery", "nn", "peers", "session", "updates"},
+    {"batches", "client", "client_streams", "cluster", "credentials", "discovery", "nn", "peers", "session", "updates"},
     {"server"},
     {"cli"},
 )

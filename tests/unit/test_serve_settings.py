@@ -77,12 +77,12 @@ def test_a_mistake_in_a_table_is_named(tables: Any, field: str) -> None:
 
 
 def test_flags_come_before_the_environment_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "c.toml", 'listen = "h:1"\nshard = "0/2"\nworkers = 3\n[tables.items]\ndim = 2\n')
+    file = write(tmp_path / "c.toml", 'listen = "localhost:1"\nshard = "0/2"\nworkers = 3\n[tables.items]\ndim = 2\n')
     monkeypatch.setenv("EMBEDSTORE_WORKERS", "4")
     monkeypatch.setenv("EMBEDSTORE_SHARD", "1/2")
     monkeypatch.setenv("EMBEDSTORE_PEERS", "a:1, b:2")
     options = load_settings(file, {"workers": 5, "data": None}).options()
-    assert (options.listen, options.shard, options.num_shards, options.workers) == ("h:1", 1, 2, 5)
+    assert (options.listen, options.shard, options.num_shards, options.workers) == ("localhost:1", 1, 2, 5)
     assert options.peers == ("a:1", "b:2")
     assert options.data is None
     assert [spec.name for spec in options.tables] == ["items"]
@@ -96,7 +96,7 @@ def test_flags_come_before_the_environment_before_the_file(tmp_path: Path, monke
         ({"shard": "2/2"}, "shard"),
         ({"shard": "0/0"}, "num_shards"),
         ({"listen": "nowhere"}, "listen"),
-        ({"listen": "h:99999"}, "listen"),
+        ({"listen": "localhost:99999"}, "listen"),
         ({"peers": "a:1"}, None),
         ({"peers": "a:1,b:2"}, "peers"),
         ({"peers": "a"}, "addresses"),

@@ -1,0 +1,182 @@
+"""How a process shows who it is to servers, and knows them: TLS, a certificate of its own, a bearer token.
+
+Every connection of clients, followers and shards to other processes is opened by :meth:`Credentials.channel`. Files are
+read when a connection is opened, and a token at every call, so that what was renewed on disk is used without a restart.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from embedstore.errors import InvalidArgumentError
+
+ENVIRONMENT_PREFIX = "EMBEDSTORE_"
+AUTHORIZATION = "authorization"
+BEARER = "Bearer "
+_FILE_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Paths of PEM files and of a token. Without ``tls_ca`` connections are in the clear.
+
+    ``tls_ca``: the authorities that servers' certificates must come from. ``tls_cert``, ``tls_key``: a certificate of
+    this process, for servers that ask for one (mTLS). ``tls_name``: the name that servers' certificates carry when it
+    is not the one in their addresses. ``token_file``: holds the bearer token that says what this process may do.
+
+    A token goes over TLS or within this machine only: :class:`InvalidArgumentError` otherwise, and for a file that
+    cannot be read. Usable from any thread.
+    """
+
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_name: str | None = None
+    token_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidArgumentError("tls_key" if self.tls_key is None else "tls_cert", "is needed beside the other")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Credentials:
+        """From ``EMBEDSTORE_TLS_CA``, ``_TLS_CERT``, ``_TLS_KEY``, ``_TLS_NAME`` and ``_TOKEN_FILE``."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: environment.get(ENVIRONMENT_PREFIX + name.upper()) or None for name in names})  # type: ignore[arg-type]
+
+    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """A new connection to a server."""
+        if self.tls_ca is not None:
+            self.check()
+            named = [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []
+            secure = grpc.ssl_channel_credentials(
+                read_file("tls_ca", self.tls_ca),
+                read_file("tls_key", self.tls_key) if self.tls_key else None,
+                read_file("tls_cert", self.tls_cert) if self.tls_cert else None,
+            )
+            channel = grpc.secure_channel(address, secure, options=[*options, *named])
+        else:
+            channel = grpc.insecure_channel(address, options=options)
+        if self.token_file is None:
+            return channel
+        if self.tls_ca is None and not is_loopback(address):
+            raise InvalidArgumentError("token_file", f"a token does not go to {address} in the clear: tls_ca is needed")
+        self.token()
+        return grpc.intercept_channel(channel, _Bearer(self))
+
+    def token(self) -> str:
+        """The token, as the file has it now."""
+        assert self.token_file is not None
+        token = read_file("token_file", self.token_file).decode("ascii", "replace").strip()
+        if not token or not token.isprintable() or " " in token:
+            raise InvalidArgumentError("token_file", f"{self.token_file} must hold one token")
+        return token
+
+    def check(self) -> None:
+        """:class:`InvalidArgumentError` naming the file that is not what it should be."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.tls_cert is not None and self.tls_key is not None:
+            read_file("tls_cert", self.tls_cert)
+            read_file("tls_key", self.tls_key)
+            try:
+                context.load_cert_chain(self.tls_cert, self.tls_key, password="")
+            except OSError as error:  # of which ssl.SSLError is one
+                problem = f"{self.tls_cert} and {self.tls_key} are no certificate with its key: {error}"
+                raise InvalidArgumentError("tls_cert", problem) from error
+        if self.tls_ca is not None:
+            read_file("tls_ca", self.tls_ca)
+            try:
+                context.load_verify_locations(self.tls_ca)
+            except OSError as error:
+                raise InvalidArgumentError("tls_ca", f"{self.tls_ca} holds no certificates: {error}") from error
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Differs once a certificate, key or authority on disk is another."""
+        paths = [path for path in (self.tls_ca, self.tls_cert, self.tls_key) if path is not None]
+        return tuple(stamp_of(path) for path in paths)
+
+
+PLAIN = Credentials()
+"""Everything in the clear, and no token."""
+
+
+def read_file(field: str, path: Path) -> bytes:
+    """What a small file holds; :class:`InvalidArgumentError` naming the field."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidArgumentError(field, f"{path}: {error.strerror}") from error
+    if not data or len(data) > _FILE_BYTES_MAX:
+        raise InvalidArgumentError(field, f"{path} is {'too large' if data else 'empty'}")
+    return data
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port stays within this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Differs once the file is another; also when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_ino
+
+
+class _Details(NamedTuple):
+    method: Any
+    timeout: Any
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any
+
+
+class _CallDetails(_Details, grpc.ClientCallDetails):
+    pass
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+):
+    """Puts the token into the metadata of every call."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """See :class:`grpc.UnaryUnaryClientInterceptor`."""
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """See :class:`grpc.UnaryStreamClientInterceptor`."""
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """See :class:`grpc.StreamStreamClientInterceptor`."""
+        return continuation(self._with_token(client_call_details), request_iterator)
+
+    def _with_token(self, call: Any) -> _CallDetails:
+        metadata = [*(call.metadata or ()), (AUTHORIZATION, BEARER + self._credentials.token())]
+        rest = (call.credentials, call.wait_for_ready, call.compression)
+        return _CallDetails(call.method, call.timeout, metadata, *rest)

@@ -1,0 +1,162 @@
+"""Who may call this process, and what: TLS with certificates that can be renewed, and bearer tokens with roles.
+
+A token file is TOML, a section a token: ``[tokens.NAME]`` with ``role`` (read, train or admin; each may do what those
+before it may) and ``sha256``, the digest of the token in hexadecimal. The token itself is nowhere on the server. The
+health service is open to everyone who can connect. Usable from any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health
+
+from embedstore.credentials import AUTHORIZATION, BEARER, Credentials, read_file, stamp_of
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from embedstore.status import to_status
+
+log = logging.getLogger("embedstore.server")
+
+ROLES = ("read", "train", "admin")
+_READ = frozenset(
+    ["Pull", "Scan", "GetDense", "Watermarks", "DescribeTable", "ListTables", "Topology", "Stats", "Follow"]
+)
+_TRAIN = frozenset(["Push", "Assign", "Delete", "OpenStream", "PutDense", "CreateTable", "Checkpoint"])
+_OPEN = f"/{health.SERVICE_NAME}/"
+_REFLECTION = "ServerReflectionInfo"
+_SHA256_CHARS = 64
+
+
+def role_needed(method: str) -> str:
+    """For a method by its path; what is not known here needs the highest."""
+    name = method.rpartition("/")[2]
+    if name in _READ or name == _REFLECTION:
+        return "read"
+    return "train" if name in _TRAIN else "admin"
+
+
+class Tokens:
+    """The tokens of a file, read again when it has changed; one that cannot be read then is told in the log, and the
+    last good one holds. :class:`InvalidArgumentError` names what is wrong with the first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = stamp_of(path)
+        self._roles = read_tokens(path)
+
+    def require(self, role: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """:class:`UnauthenticatedError` or :class:`PermissionDeniedError` unless the caller's token has this role."""
+        given = next((value for key, value in metadata if key == AUTHORIZATION), "")
+        if not isinstance(given, str) or not given.startswith(BEARER):
+            raise UnauthenticatedError("a bearer token is needed")
+        found = self._role(hashlib.sha256(given.removeprefix(BEARER).encode()).hexdigest())
+        if found is None:
+            raise UnauthenticatedError("this token is not known here")
+        if ROLES.index(found) < ROLES.index(role):
+            raise PermissionDeniedError(f"needs a token with role {role}, this one has {found}")
+
+    def _role(self, digest: str) -> str | None:
+        stamp = stamp_of(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._roles = read_tokens(self._path)
+            except InvalidArgumentError as error:
+                log.error("the tokens stay as they were: %s", error)
+        return next((role for known, role in self._roles.items() if hmac.compare_digest(known, digest)), None)
+
+
+def read_tokens(path: Path) -> dict[str, str]:
+    """Roles by digest; :class:`InvalidArgumentError` names what is wrong with the file."""
+    data = read_file("tokens", path)
+    try:
+        sections = tomllib.loads(data.decode()).get("tokens")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError("tokens", f"{path}: {error}") from error
+    if not isinstance(sections, dict) or not sections:
+        raise InvalidArgumentError("tokens", f"{path} has no [tokens.NAME] section")
+    roles = {}
+    for name, section in sections.items():
+        entries = section if isinstance(section, dict) else {}
+        role, digest = entries.get("role"), str(entries.get("sha256", "")).lower()
+        if role not in ROLES:
+            raise InvalidArgumentError(f"tokens.{name}.role", f"must be one of {', '.join(ROLES)}, not {role!r}")
+        if len(digest) != _SHA256_CHARS or set(digest) - set("0123456789abcdef"):
+            raise InvalidArgumentError(f"tokens.{name}.sha256", "must be 64 hexadecimal digits")
+        if set(entries) - {"role", "sha256"}:
+            raise InvalidArgumentError(f"tokens.{name}", "has role and sha256, nothing else")
+        roles[digest] = role
+    return roles
+
+
+class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """Refuses calls before anything of their request is read."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """See :class:`grpc.ServerInterceptor`."""
+        method = handler_call_details.method
+        if not method.startswith(_OPEN):
+            try:
+                self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
+            except EmbedstoreError as error:
+                return _refusal(error)
+        handler: grpc.RpcMethodHandler[Any, Any] | None = continuation(handler_call_details)
+        return handler
+
+
+def _refusal(error: EmbedstoreError) -> grpc.RpcMethodHandler[Any, Any]:
+    def refuse(requests: Any, context: grpc.ServicerContext) -> Any:
+        context.abort_with_status(to_status(error))
+
+    # As a stream of requests nothing is waited for; what the caller thinks the method is makes no difference.
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def server_credentials(credentials: Credentials, *, mtls: bool) -> grpc.ServerCredentials | None:
+    """TLS with the process's certificate, as it is on disk at each handshake; None without one.
+
+    ``mtls``: callers need one, too, from ``tls_ca``. :class:`InvalidArgumentError` for files that are no such thing.
+    """
+    if credentials.tls_cert is None:
+        if mtls:
+            raise InvalidArgumentError("mtls", "needs tls_cert, tls_key and tls_ca")
+        return None
+    if mtls and credentials.tls_ca is None:
+        raise InvalidArgumentError("tls_ca", "is needed for mtls: who callers' certificates must come from")
+    stamp = credentials.stamp()
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal stamp
+        now = credentials.stamp()
+        if now == stamp:
+            return None
+        try:
+            configuration = _configuration(credentials, mtls)
+        except InvalidArgumentError as error:
+            log.error("the certificate stays as it was: %s", error)
+            return None
+        stamp = now
+        return configuration
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(credentials, mtls), renewed, mtls)  # type: ignore[arg-type]
+
+
+def _configuration(credentials: Credentials, mtls: bool) -> grpc.ServerCertificateConfiguration:
+    assert credentials.tls_cert is not None
+    assert credentials.tls_key is not None
+    credentials.check()
+    pair = (read_file("tls_key", credentials.tls_key), read_file("tls_cert", credentials.tls_cert))
+    authorities = read_file("tls_ca", credentials.tls_ca) if mtls and credentials.tls_ca else None
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
