@@ -45,6 +45,7 @@ GARBAGE_BYTES_MIN = 64 << 20
 SEGMENTS_MAX = 256
 RECOVERY_THREADS_MAX = 8
 KEEP_MAX = 1 << 12
+SEGMENTS_NAME = "segments"
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +72,7 @@ class Checkpointer:
         self._keep = keep
         self._kept: dict[int, frozenset[int]] = {}
         self._path = path
-        self._segments = path / "segments"
+        self._segments = path / SEGMENTS_NAME
         self._shard, self._num_shards = shard, num_shards
         self._make_directories(path)
         self._manifest = Manifest(path / MANIFEST_NAME)
@@ -349,7 +350,13 @@ class Checkpointer:
     def remove(self) -> None:
         """Give the directory back as empty as it was. OSError."""
         self.close()
-        for directory in (self._segments, self._path / MANIFEST_NAME):
+        remove_store(self._path)
+
+
+def remove_store(path: Path) -> None:
+    """Remove what a store has in its directory, as far as it came. Nobody may have it open. OSError."""
+    for directory in (path / SEGMENTS_NAME, path / MANIFEST_NAME):
+        if directory.exists():
             shutil.rmtree(directory)
 
 

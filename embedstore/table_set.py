@@ -121,9 +121,9 @@ class TableSet:
         return {}
 
     @property
-    def final(self) -> bool:
-        """Whether nothing will change here any more, because others took over."""
-        return False
+    def replaced_in(self) -> int:
+        """The epoch in which others took over, so that nothing changes here any more; 0: nobody has."""
+        return 0
 
     def lowest_watermarks(self) -> dict[str, int]:
         """Of each stream the lowest watermark of all chunks that know it."""

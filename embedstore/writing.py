@@ -51,6 +51,7 @@ class WritableTables(TableSet):
         super().__init__(clock_ms=clock_ms)
         self._streams = Streams()
         self._refusal: Callable[[], Exception] | None = None
+        self._replaced_in = 0
 
     def check_writable(self) -> None:
         """Raise :class:`ClosedError` after :meth:`close`, and after :meth:`fence` what it was given. The gate is held,
@@ -60,15 +61,15 @@ class WritableTables(TableSet):
             raise self._refusal()
 
     @property
-    def final(self) -> bool:
-        """Whether the last write has been applied: see :meth:`fence`."""
-        return self._refusal is not None
+    def replaced_in(self) -> int:
+        """See :meth:`TableSet.replaced_in`."""
+        return self._replaced_in
 
-    def fence(self, refusal: Callable[[], Exception] | None) -> None:
-        """Refuse every write from now on with ``refusal()``; None: take them again. When this returns the last one has
-        been applied."""
+    def fence(self, epoch: int, refusal: Callable[[], Exception] | None) -> None:
+        """Refuse every write from now on with ``refusal()``, because others took over in ``epoch``; 0 and None: take
+        them again. When this returns the last one has been applied."""
         with self._streams.gate.alone():
-            self._refusal = refusal
+            self._refusal, self._replaced_in = refusal, epoch
         self.notify()
 
     def push(

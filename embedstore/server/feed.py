@@ -226,12 +226,12 @@ class Feed:
         self._dense_versions: dict[str, int] = {}
         self._heartbeat_ms = NEVER_MS
         self._complete_ms = 0
-        self._final = False
+        self._replaced_in = 0
         self._moved = True
 
     def round(self) -> Iterator[sync_pb2.FollowResponse]:
         """Send what is due. Between two messages the caller may wait as long as it likes."""
-        final = self._source.final
+        replaced_in = self._source.replaced_in
         as_of_ms = self._source.as_of_ms(self._clock_ms())
         now_ms = self._monotonic_ms()
         self._moved = True
@@ -240,7 +240,7 @@ class Feed:
         yield from self._deltas(now_ms, as_of_ms)
         yield from self._dense_sets()
         complete_ms = min([as_of_ms, *(feed.complete_until_ms for feed in self._tables.values())])
-        yield from self._heartbeats(complete_ms, final and complete_ms == as_of_ms)
+        yield from self._heartbeats(complete_ms, replaced_in if complete_ms == as_of_ms else 0)
 
     def idle_ms(self) -> int:
         """How long nothing is due unless something changes."""
@@ -330,10 +330,10 @@ class Feed:
                 part = sync_pb2.DensePart(name=name, offset=offset, length=len(encoded), crc32c=checksum, data=data)
                 yield sync_pb2.FollowResponse(dense=part)
 
-    def _heartbeats(self, complete_ms: int, final: bool) -> Iterator[sync_pb2.FollowResponse]:
+    def _heartbeats(self, complete_ms: int, replaced_in: int) -> Iterator[sync_pb2.FollowResponse]:
         now_ms = self._monotonic_ms()
         late = now_ms >= self._heartbeat_ms + self._pace.heartbeat_ms
-        first = (bool(complete_ms) and not self._complete_ms) or final != self._final
+        first = (bool(complete_ms) and not self._complete_ms) or replaced_in != self._replaced_in
         if not late and not first and now_ms < self._heartbeat_ms + self._pace.sync_interval_ms:
             return
         moved: list[sync_pb2.TableHeartbeat] = []
@@ -350,8 +350,8 @@ class Feed:
         self._moved = False
         if moved or late or first:
             self._heartbeat_ms = now_ms
-            self._complete_ms, self._final = complete_ms, final
-            heartbeat = sync_pb2.Heartbeat(complete_until_ms=complete_ms, final=final, tables=moved)
+            self._complete_ms, self._replaced_in = complete_ms, replaced_in
+            heartbeat = sync_pb2.Heartbeat(complete_until_ms=complete_ms, replaced_in=replaced_in, tables=moved)
             yield sync_pb2.FollowResponse(heartbeat=heartbeat)
 
 

@@ -128,7 +128,7 @@ class FollowerStore(Replica):
             self.take_stock([link.leader for link in links])
         self.notify()
 
-    def _follow(self, shard: int, address: str, epoch: int) -> None:
+    def _follow(self, shard: int, address: str, epoch: int, complete_until_ms: int = 0) -> None:
         intake = Intake(
             self,
             shard,
@@ -136,7 +136,7 @@ class FollowerStore(Replica):
             embeddings_only=self._embeddings_only,
             sync_interval_ms=self._sync_interval_ms,
             standby=self._standby_place,
-            complete_until_ms=self._complete_before_ms,
+            complete_until_ms=complete_until_ms or self._complete_before_ms,
         )
         link = LeaderLink(
             shard,

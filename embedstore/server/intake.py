@@ -98,7 +98,7 @@ class Intake:
         self.chunks_asked_again = 0
         self.complete_until_ms = complete_until_ms
         self.completed = False
-        self.final = False
+        self.replaced_in = 0
 
     def begin(self) -> sync_pb2.FollowWants:
         """Start a call: what to ask for, from where the tables stand now."""
@@ -253,7 +253,7 @@ class Intake:
                 _raise_watermarks(table, message)
         if heartbeat.complete_until_ms and not (self._awaited or self._refused or self._afresh):
             self.complete_until_ms = heartbeat.complete_until_ms
-            self.completed, self.final = True, heartbeat.final
+            self.completed, self.replaced_in = True, heartbeat.replaced_in
 
     def _take_dense(self, part: sync_pb2.DensePart) -> None:
         value = self._dense.add((part.name, part.crc32c), part.offset, part.length, part.data)

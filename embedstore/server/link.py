@@ -183,10 +183,10 @@ class LeaderLink:
             return self._intake.completed and self._followed == self._address
 
     @property
-    def final(self) -> bool:
-        """Whether the leader, where it is now, has been replaced and has sent everything that it ever did."""
+    def replaced_in(self) -> int:
+        """Not 0: the epoch in which the leader, where it is now, was replaced; what it did until then is here."""
         with self._condition:
-            return self._intake.final and self._followed == self._address
+            return self._intake.replaced_in if self._followed == self._address else 0
 
     @property
     def connected(self) -> bool:
@@ -236,7 +236,7 @@ class LeaderLink:
         with self._condition:
             self._ask_with_call.clear()
             if self._followed != address:
-                self._followed, self._intake.completed, self._intake.final = address, False, False
+                self._followed, self._intake.completed, self._intake.replaced_in = address, False, 0
         requests = _Requests(epoch, self._intake.begin())
         channel = self._credentials.channel(address, CHANNEL_OPTIONS)
         try:

@@ -148,12 +148,12 @@ class Serving:
         topology = self.topology
         here = self.shard < topology.num_shards and topology.addresses[self.shard] == self.advertised
         if here and topology.num_shards == store.num_shards:
-            store.fence(None)
+            store.fence(0, None)
             self.fenced = False
             return
         place = topology.addresses[self.shard] if self.shard < topology.num_shards else "none"
         log.warning("epoch %d has no place for %s: shard %d is %s", topology.epoch, self.advertised, self.shard, place)
-        store.fence(lambda: StaleEpochError(topology.epoch - 1, topology.epoch, topology))
+        store.fence(topology.epoch, lambda: StaleEpochError(topology.epoch - 1, topology.epoch, topology))
         self.fenced = True
 
     def store(self) -> TableSet:

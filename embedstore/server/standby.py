@@ -7,6 +7,7 @@ number of shards stays, all of them when it changes. It answers no reads, becaus
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 
 from embedstore.credentials import Credentials
@@ -42,6 +43,7 @@ class Standby(FollowerStore):
         check_shard(shard, num_shards)
         self.shard, self.num_shards, self.address = shard, num_shards, address
         self._still = False
+        self._moving = threading.Lock()
         super().__init__(
             addresses,
             embeddings_only=False,
@@ -56,8 +58,11 @@ class Standby(FollowerStore):
         return Table(spec, chunks=chunks_of_shard(self.shard, self.num_shards, spec.num_chunks))
 
     def _use(self, leaders: Leaders) -> None:
-        if self._still:
-            return
+        with self._moving:
+            if not self._still:
+                self._use_those(leaders)
+
+    def _use_those(self, leaders: Leaders) -> None:
         # A record in which this process has its place already speaks of a takeover that has begun: those who are being
         # replaced still have what it lacks.
         if leaders.num_shards == self.num_shards and leaders.addresses.get(self.shard) == self.address:
@@ -80,15 +85,16 @@ class Standby(FollowerStore):
 
     def hold_still(self, still: bool) -> None:
         """Keep to the present leaders, whatever others say: while these are being replaced by this process."""
-        self._still = still
+        with self._moving:
+            self._still = still
 
-    def wait_level(self, leaders: Collection[int], timeout_s: float) -> None:
-        """Wait until everything that these leaders (by shard) ever did is here; they have been told that they are
-        replaced. :class:`UnavailableError` names a leader that has not sent it in time."""
+    def wait_level(self, leaders: Collection[int], epoch: int, timeout_s: float) -> None:
+        """Wait until everything is here that these leaders (by shard) did until they were replaced in ``epoch``, which
+        they have been told. :class:`UnavailableError` names a leader that has not sent it in time."""
 
         def missing() -> list[str]:
             links = {link.leader: link for link in self._current_links()}
-            return [links[leader].state().address for leader in leaders if not links[leader].final]
+            return [links[leader].state().address for leader in leaders if links[leader].replaced_in != epoch]
 
         if not self.wait_until(lambda: not missing(), timeout_s):
             raise UnavailableError(missing()[0], f"has not sent everything after {timeout_s:g} s")
@@ -98,6 +104,12 @@ class Standby(FollowerStore):
         self.hold_still(True)
         for link in self._current_links():
             link.stop()
+
+    def follow_on(self) -> None:
+        """After :meth:`stop_following`: take the calls up again, with what is here."""
+        for link in self._current_links():
+            self._follow(link.leader, link.state().address, self._leaders.epoch, link.complete_until_ms)
+        self.hold_still(False)
 
     def opened_streams(self) -> list[manifest_pb2.StreamManifest]:
         """The streams that the leaders have open."""

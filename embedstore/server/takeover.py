@@ -26,13 +26,21 @@ from typing import Any
 
 import grpc
 
+from embedstore.checkpoint import remove_store
 from embedstore.credentials import PLAIN, Credentials
-from embedstore.errors import EmbedstoreError, InvalidArgumentError, StaleEpochError, UnavailableError
+from embedstore.errors import (
+    CheckpointFailedError,
+    CorruptCheckpointError,
+    EmbedstoreError,
+    InvalidArgumentError,
+    StaleEpochError,
+    UnavailableError,
+)
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server.serving import Serving
 from embedstore.server.standby import Standby
 from embedstore.status import Topology, from_rpc_error, topology_from_proto, topology_to_proto
-from embedstore.store import LocalStore
+from embedstore.store import LocalStore, is_store
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 TELL_TIMEOUT_S = 3.0
@@ -79,13 +87,17 @@ class Takeover:
                 if topology in (None, self._serving.topology):
                     return self._serving.topology
                 raise StaleEpochError(topology.epoch if topology else 0, self._serving.topology.epoch)
-            record = topology or self._begun or self._successor()
+            begun = self._begun
+            if begun is not None and begun.epoch <= self._standby.leaders.epoch:
+                begun = None  # others took over since
+            record = topology or begun or self._successor()
             self._check(record)
             # Whoever has never been complete cannot take over, whatever force there is.
             self._standby.wait_synced(timeout_s)
             self._begun = record
             self._standby.hold_still(True)
             try:
+                self._check(record)
                 self._level(record, force, timeout_s)
             except BaseException:
                 self._standby.hold_still(False)
@@ -116,11 +128,16 @@ class Takeover:
             )
         if record.epoch <= standby.leaders.epoch:
             raise StaleEpochError(record.epoch, standby.leaders.epoch)
+        if self._data is not None and is_store(self._data):
+            raise InvalidArgumentError("data", f"{self._data} holds a store already")
 
     def _level(self, record: Topology, force: bool, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
         fenced: list[int] = []
-        for leader, address in self._standby.followed().items():
+        followed = self._standby.followed()
+        if not followed:
+            raise UnavailableError(self._standby.address, "follows nobody at present")
+        for leader, address in followed.items():
             try:
                 reassign(address, record, self._serving.credentials)
                 fenced.append(leader)
@@ -129,7 +146,7 @@ class Takeover:
                     raise
                 log.warning("taking over from %s, which cannot be told: %s", address, error)
         try:
-            self._standby.wait_level(fenced, max(0.0, deadline_s - time.monotonic()))
+            self._standby.wait_level(fenced, record.epoch, max(0.0, deadline_s - time.monotonic()))
         except UnavailableError as error:
             if not force:
                 raise
@@ -138,7 +155,24 @@ class Takeover:
     def _become(self, record: Topology) -> None:
         standby = self._standby
         standby.stop_following()
-        store = LocalStore(self._data, shard=standby.shard, num_shards=standby.num_shards, **self._options)
+        try:
+            store = self._taken_over(record)
+        except BaseException:
+            standby.follow_on()
+            raise
+        self._serving.become_shard(record, standby.shard)
+        self._serve(store)
+        standby.close()
+        log.info("serving shard %d of %d in epoch %d", standby.shard, standby.num_shards, record.epoch)
+
+    def _taken_over(self, record: Topology) -> LocalStore:
+        standby = self._standby
+        try:
+            store = LocalStore(self._data, shard=standby.shard, num_shards=standby.num_shards, **self._options)
+        except (OSError, CorruptCheckpointError, CheckpointFailedError):
+            if self._data is not None:
+                remove_store(self._data)
+            raise
         try:
             store.take_over(
                 list(standby.table_map().values()), standby.opened_streams(), standby.own_dense_sets(record)
@@ -148,10 +182,7 @@ class Takeover:
             # Nothing of it has been served, and it would be in the way of the next attempt.
             store.abandon()
             raise
-        self._serving.become_shard(record, standby.shard)
-        self._serve(store)
-        standby.close()
-        log.info("serving shard %d of %d in epoch %d", standby.shard, standby.num_shards, record.epoch)
+        return store
 
 
 def reassign(address: str, record: Topology, credentials: Credentials = PLAIN) -> admin_pb2.ReassignResponse:

@@ -172,14 +172,14 @@ class DensePart(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., crc32c: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("complete_until_ms", "final", "tables")
+    __slots__ = ("complete_until_ms", "replaced_in", "tables")
     COMPLETE_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
-    FINAL_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_IN_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
     complete_until_ms: int
-    final: bool
+    replaced_in: int
     tables: _containers.RepeatedCompositeFieldContainer[TableHeartbeat]
-    def __init__(self, complete_until_ms: _Optional[int] = ..., final: _Optional[bool] = ..., tables: _Optional[_Iterable[_Union[TableHeartbeat, _Mapping]]] = ...) -> None: ...
+    def __init__(self, complete_until_ms: _Optional[int] = ..., replaced_in: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableHeartbeat, _Mapping]]] = ...) -> None: ...
 
 class TableHeartbeat(_message.Message):
     __slots__ = ("table", "chunks", "incarnations", "versions", "clocks_ms", "watermark_indexes", "watermark_sets")
