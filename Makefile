@@ -1,7 +1,7 @@
 # Each target installs what it needs when it is missing; a second call finds everything in place.
 #   make demo [SECONDS=60] [KAFKA=1] [ARGS=...]   a minute of learning from a live stream, with a report
 #   make test [ARGS=...] [SEED=n]                 the whole test suite
-#   make chaos [KILLS=500] [SEED=n]               everything killed at random for a quarter of an hour, and every event counted
+#   make chaos [KILLS=500] [SEED=n]               everything killed and replaced at random for half an hour, and every event counted
 #   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
 #   make lint                                     style, types, generated code
 #   make bench [ARGS="table remote checkpoint"]   every figure beside its reference

@@ -13,21 +13,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from counting_trainer import DENSE, ITEMS, USERS
 from event_feed import EventFeed, Truth, read_truth
-from fault_cluster import Cluster, Member, Unexpected
+from fault_cluster import Cluster
+from fault_members import Member, Unexpected
 from model_optimizers import initial_state, learn
 from offset_clock import write_offset
+from takeovers import Takeovers
 
 import embedstore as es
 from trainer.cut import read_cut
 
+SomeMember = TypeVar("SomeMember", bound=Member)
 HOUR_MS = 3_600_000
 EVENTS_PER_S = 200.0
 
@@ -62,17 +65,21 @@ class Result:
 
 
 class Chaos:
-    """The faults, drawn by ``rng``. Each returns when it has struck; what has to end later is in ``_later``."""
+    """The faults, drawn by ``rng``. Each returns when it has struck; what has to end later is in ``_later``. ``first``:
+    takeovers to begin with, and there are no others then."""
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, cluster: Cluster, seed: int, first: Sequence[str] | None = None) -> None:
         self.cluster = cluster
         self.rng = np.random.default_rng(seed)
         self.faults: Counter[str] = Counter()
         self._later: list[tuple[float, Callable[[], object]]] = []
+        cluster.on_tend = lambda: self._end_due(time.monotonic())
+        takeovers = Takeovers(cluster, self.rng)
         self._choices: list[tuple[float, Callable[[], None]]] = [
             (38, self.kill_shard),
             (18, self.kill_trainer),
-            (18, self.kill_follower),
+            (12, self.kill_standby),
+            (12, self.kill_follower),
             (5, self.kill_broker),
             (2, self.kill_all),
             (8, self.pause),
@@ -85,12 +92,16 @@ class Chaos:
             (1, self.lose_trainer_state),
             (1, self.replace_trainer),
         ]
+        replacing = [(2, takeovers.promote), (3, takeovers.promote_by_force), (1, takeovers.reshard)]
+        if first is None:
+            self._choices += replacing
+        self._first = [fault for name in first or () for _, fault in replacing if fault.__name__ == name]
 
     def strike(self) -> None:
-        """One fault; those that were due to end have ended."""
-        self._end_due(time.monotonic())
+        """One fault."""
         weights = np.array([weight for weight, _ in self._choices])
         _, fault = self._choices[int(self.rng.choice(len(self._choices), p=weights / weights.sum()))]
+        fault = self._first.pop(0) if self._first else fault
         self.faults[fault.__name__] += 1
         fault()
 
@@ -108,7 +119,7 @@ class Chaos:
     def _for(self, low_s: float, high_s: float, end: Callable[[], object]) -> None:
         self._later.append((time.monotonic() + self.rng.uniform(low_s, high_s), end))
 
-    def _one(self, members: list[Member]) -> Member:
+    def _one(self, members: list[SomeMember]) -> SomeMember:
         return members[int(self.rng.integers(len(members)))]
 
     def kill_shard(self) -> None:
@@ -116,6 +127,9 @@ class Chaos:
 
     def kill_trainer(self) -> None:
         self.cluster.kill(self.cluster.trainer)
+
+    def kill_standby(self) -> None:
+        self.cluster.kill(self._one(self.cluster.standbys))
 
     def kill_follower(self) -> None:
         self.cluster.kill(self.cluster.follower)
@@ -141,18 +155,18 @@ class Chaos:
 
     def lose_replies(self) -> None:
         """A shard serves requests whose answers never arrive, until the connections break."""
-        proxy = self.cluster.proxies[int(self.rng.integers(len(self.cluster.proxies)))]
+        proxy = self._one([*self.cluster.shards, *self.cluster.standbys]).proxy
         proxy.lose_replies()
         self._for(0.1, 1.5, proxy.reset)
 
     def delay_replies(self) -> None:
-        proxy = self.cluster.proxies[int(self.rng.integers(len(self.cluster.proxies)))]
+        proxy = self._one([*self.cluster.shards, *self.cluster.standbys]).proxy
         proxy.delay_replies(float(self.rng.uniform(0.02, 0.4)))
         self._for(0.5, 3.0, lambda: proxy.delay_replies(0.0))
 
     def fill_disk(self) -> None:
-        """No file of a shard or of the trainer can grow past a limit for a while: the system refuses the write."""
-        member = self._one([*self.cluster.shards, self.cluster.trainer])
+        """No file of a shard, standby or trainer can grow past a limit for a while: the system refuses the write."""
+        member = self._one([*self.cluster.shards, *self.cluster.standbys, self.cluster.trainer])
         if not member.running:
             return
         assert member.process is not None
@@ -167,14 +181,14 @@ class Chaos:
         self._for(0.5, 2.5, lift)
 
     def step_clock(self) -> None:
-        """The calendar of shards, follower and trainer jumps, up to a day either way."""
+        """The calendar of shards, standbys, follower and trainer jumps, up to a day either way."""
         write_offset(self.cluster.clock, int(self.rng.integers(-24 * HOUR_MS, 24 * HOUR_MS)))
 
     def tear_files(self) -> None:
         """A shard dies and its disk has torn or flipped some of what it wrote."""
-        number = int(self.rng.integers(len(self.cluster.shards)))
-        self.cluster.kill(self.cluster.shards[number])
-        files = sorted(self.cluster.data(number).rglob("*.seg"))
+        shard = self._one(self.cluster.shards)
+        self.cluster.kill(shard)
+        files = sorted(shard.data.rglob("*.seg"))
         for path in self.rng.permutation(np.array(files, object))[: int(self.rng.integers(1, 4))]:
             self._tear(path)
 
@@ -194,9 +208,10 @@ class Chaos:
 
     def lose_disk(self) -> None:
         """A shard comes back with nothing at all."""
-        number = int(self.rng.integers(len(self.cluster.shards)))
-        self.cluster.kill(self.cluster.shards[number])
-        self.cluster.wipe(self.cluster.data(number))
+        shards = self.cluster.shards
+        shard = self._one(shards)
+        self.cluster.clear(shard)
+        shard.serve(shards.index(shard), len(shards), [each.address for each in shards])
 
     def lose_trainer_state(self) -> None:
         self.cluster.kill(self.cluster.trainer)
@@ -207,11 +222,20 @@ class Chaos:
         self.cluster.replace_trainer()
 
 
-def run(directory: Path, *, kills: int, seed: int, pause_s: float, report: Callable[[str], None]) -> Result:
-    """Strike until so many processes have been killed, let everything come to rest, and compare."""
+def run(
+    directory: Path,
+    *,
+    kills: int,
+    seed: int,
+    pause_s: float,
+    report: Callable[[str], None],
+    first: Sequence[str] | None = None,
+) -> Result:
+    """Strike until so many processes have been killed, let everything come to rest, and compare. ``first``: these
+    takeovers and no others; None: any at any time."""
     started_s = time.monotonic()
     with Cluster(directory) as cluster:
-        chaos = Chaos(cluster, seed)
+        chaos = Chaos(cluster, seed, first)
         with EventFeed(cluster.kafka, cluster.topic, seed, EVENTS_PER_S):
             cluster.until(lambda: cluster.applied() > 0, "the first event is learnt")
             told_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Broker, shards, follower and trainer as real processes that are kept running: whoever ends is started again.
+"""Broker, shards, standbys, follower and trainer as real processes: whoever ends is started again.
 
 Everything belongs to one thread, except what :class:`LossyProxy` says of itself. Processes write to logs of their own,
 and a process that ended by itself must have said why in a way that an operator's restart is the answer to.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,14 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fault_members import HERE, Member, Server, Unexpected
 from kafka_broker import KafkaTopics
-from lossy_proxy import LossyProxy
 from offset_clock import write_offset
-from processes import free_port
+from processes import COMMAND, free_port
 
 import embedstore as es
 
-HERE = Path(__file__).resolve().parent
 NUM_PARTITIONS = 2
 BATCH_EVENTS = 128
 WAIT_S = 120.0
@@ -64,84 +61,24 @@ poll_timeout_s = 0.1
 retry_max_s = 0.5
 rebuild_events = 20000
 """
+NUM_SERVERS = 8
+"""Room for three shards and their standbys beside the two standbys that are to become shards."""
+UNFINISHED = "was left by a takeover that did not end: remove it"
 ACCEPTED_ENDS = {
     "trainer": (
         "replaced by a newer trainer",
         "is not open; call open_stream first",
+        "' does not exist",
         "Failed to connect",
         "127.0.0.1:",
         "No space",
         "File too large",
     ),
     "shard": ("File too large",),
+    "standby": ("File too large", UNFINISHED),
     "follower": (),
 }
 """What a process that ended by itself may have said last, beside what its faults allow."""
-
-
-class Unexpected(AssertionError):  # noqa: N818
-    """A process ended, or did not end, in a way that no fault explains."""
-
-
-class Member:
-    """One process, its command and its log. ``kind`` is how it is counted."""
-
-    def __init__(self, name: str, kind: str, command: Sequence[str], log: Path) -> None:
-        self.name, self.kind, self.command, self.log = name, kind, list(command), log
-        self.process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
-        self._listener: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Its words go through a pipe, because a limit on what it can write must not silence it."""
-        process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
-        )
-        self.process = process
-        self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        self._listener = threading.Thread(target=self._listen, args=(process,), name=f"log of {self.name}")
-        self._listener.start()
-
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        with process.stdout as pipe, self.log.open("ab", buffering=0) as out:
-            while data := pipe.read(1 << 16):
-                out.write(data)
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def send(self, number: signal.Signals) -> bool:
-        """Whether there was a process to signal."""
-        if not self.running:
-            return False
-        assert self.process is not None
-        self.process.send_signal(number)
-        return True
-
-    def kill(self) -> bool:
-        """SIGKILL and wait; False: it did not run."""
-        killed = self.send(signal.SIGKILL)
-        if self.process is not None and self._listener is not None:
-            self.process.wait()
-            self._listener.join()
-        return killed
-
-    def state(self) -> str:
-        """The kernel's word for what it does, or how it ended."""
-        if self.process is None or not self.running:
-            return f"ended with {self.process.returncode if self.process else None}"
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(line for line in status.splitlines() if line.startswith("State"))
-
-    def output(self) -> str:
-        """What it has written since its last start; all of it once it has ended."""
-        if self._listener is not None and not self.running:
-            self._listener.join()
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read().decode(errors="replace")
 
 
 class Cluster:
@@ -155,6 +92,7 @@ class Cluster:
         self.ends: list[str] = []
         self._stack = ExitStack()
         self._all: list[Member] = []
+        self._commands: list[Member] = []
         self._logs = directory / "logs"
         self._logs.mkdir(parents=True)
         self.clock = directory / "clock-offset"
@@ -166,16 +104,31 @@ class Cluster:
         self.kafka = KafkaTopics(directory / "kafka")
         self._stack.callback(lambda: self.kafka.broker.stop(kill=True))
         self.topic = self.kafka.create(partitions=NUM_PARTITIONS)
-        self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(num_shards)]
-        self.proxies = [self._stack.enter_context(LossyProxy(address)) for address in self.addresses]
-        self.shards = [self._shard(number) for number in range(num_shards)]
+        self.servers = [
+            Server(number, directory, self._logs, self.clock, directory / "tables.toml")
+            for number in range(NUM_SERVERS)
+        ]
+        for server in self.servers:
+            self._stack.enter_context(server.proxy)
+        self._all += self.servers
+        self.addresses = [server.address for server in self.servers]
+        """Of every place where a shard may ever be."""
+        self.shards = self.servers[:num_shards]
+        self.standbys = self.servers[num_shards : 2 * num_shards]
+        self.others: list[Server] = []
+        """Standbys of another number of shards, and shards that have been replaced: kept running, too."""
+        self.down: set[Member] = set()
+        """Those that are not started again for now."""
+        self.on_tend: Callable[[], object] = lambda: None
+        for number, (shard, standby) in enumerate(zip(self.shards, self.standbys, strict=True)):
+            shard.serve(number, num_shards, [each.address for each in self.shards])
+            self.stand_by(standby, number, num_shards)
         self.follower_address = f"127.0.0.1:{free_port()}"
         self.follower = self._follower()
         self._num_trainers = 0
         self._stopped: Member | None = None
         self.trainer = self.new_trainer()
-        for member in self.members:
-            member.start()
+        self.tend()
 
     def __enter__(self) -> Cluster:
         return self
@@ -183,23 +136,27 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for member in self._all:
+        for member in (*self._commands, *self._all):
             member.kill()
         self._broker_back()
         self._stack.close()
 
     @property
     def members(self) -> list[Member]:
-        return [*self.shards, self.follower, self.trainer]
+        return [*self.shards, *self.standbys, *self.others, self.follower, self.trainer]
 
-    def data(self, shard: int) -> Path:
-        return self.directory / f"shard-{shard}"
+    def free(self, count: int) -> list[Server]:
+        """Places where nothing runs."""
+        return [each for each in self.servers if each not in self.members][:count]
 
-    def _shard(self, number: int) -> Member:
-        serve = ["serve", "--listen", self.addresses[number], "--shard", f"{number}/{len(self.addresses)}"]
-        serve += ["--data", str(self.data(number)), "--tables", str(self.directory / "tables.toml")]
-        serve += ["--checkpoint-interval-s", "0.5", "--sync-interval-ms", "50"]
-        return self._member(f"shard-{number}", "shard", ["offset_clock.py", str(self.clock), *serve])
+    def stand_by(self, server: Server, shard: int, num_shards: int) -> None:
+        """From its next start on a standby, of whoever has the shard then."""
+        server.stand_by(shard, num_shards, [each for each in self.addresses if each != server.address])
+
+    def clear(self, server: Server) -> None:
+        """End what runs there, and empty its disk."""
+        self.kill(server)
+        server.wipe()
 
     def _follower(self) -> Member:
         serve = ["serve", "--follow", ",".join(self.addresses), "--listen", self.follower_address]
@@ -212,9 +169,16 @@ class Cluster:
         name = f"trainer-{self._num_trainers}"
         self._num_trainers += 1
         stream = ["stream", "--events", self.kafka.uri(self.topic), "--config", str(self.directory / "config.toml")]
-        stream += ["--store", "grpc://" + ",".join(proxy.address for proxy in self.proxies)]
+        stream += ["--store", "grpc://" + ",".join(self.addresses)]
         stream += ["--state", str(self.directory / name), "--summary", str(self.directory / f"{name}.json")]
         return self._member(name, "trainer", ["counting_trainer.py", str(self.clock), *stream])
+
+    def command(self, arguments: Sequence[str]) -> Member:
+        """An ``embedstore`` command that has been started, and that nobody starts again."""
+        member = Member("command", "command", [*COMMAND, *arguments], self._logs / "command.log")
+        self._commands.append(member)
+        member.start()
+        return member
 
     def _member(self, name: str, kind: str, arguments: Sequence[str]) -> Member:
         script, *rest = arguments
@@ -274,21 +238,23 @@ class Cluster:
     # -- keeping
 
     def tend(self) -> None:
-        """Start again whoever has ended, except a trainer that was told to."""
+        """Start again whoever has ended, except who shall be down and a trainer that was told to end."""
+        self.on_tend()
         for member in self.members:
-            if not member.running and member is not self._stopped:
+            if not member.running and member is not self._stopped and member not in self.down:
                 self.restarts[member.kind] += self._check_end(member)
                 member.start()
 
     def _check_end(self, member: Member) -> bool:
         """Whether it ended by itself, for a reason that may be; False: it was killed."""
-        assert member.process is not None
-        code = member.process.returncode
-        if code == -signal.SIGKILL:
+        code = None if member.process is None else member.process.returncode
+        if code in (None, -signal.SIGKILL):
             return False
         said = member.output().strip().splitlines()[-1:] or [""]
         if code == 1 and any(text in said[0] for text in ACCEPTED_ENDS[member.kind]):
             self.ends.append(f"{member.name}: {said[0]}")
+            if isinstance(member, Server) and UNFINISHED in said[0]:
+                member.wipe()
             return True
         raise Unexpected(f"{member.name} ended with {code}:\n{member.output()[-4000:]}")
 
@@ -317,9 +283,9 @@ class Cluster:
 
     def settle(self) -> None:
         """No faults any more, and everything runs."""
-        for proxy in self.proxies:
-            proxy.delay_replies(0.0)
-            proxy.reset()
+        for server in self.servers:
+            server.proxy.delay_replies(0.0)
+            server.proxy.reset()
         self._broker_back()
         self.signal_broker(signal.SIGCONT)
         for member in self.members:
@@ -338,10 +304,11 @@ class Cluster:
         return found
 
     def _what_all_do(self) -> str:
-        for member in [*self.shards, self.follower]:
+        for member in [*self.shards, *self.standbys, *self.others, self.follower]:
             member.send(signal.SIGUSR1)
         time.sleep(1.0)
-        states = [f"--- {m.name}, {m.state()}\n{m.output()[-6000:]}" for m in self._all]
+        known = [*self._all, *self._commands[-2:]]
+        states = [f"--- {m.name}, {m.kind}, {m.state()}\n{m.output()[-6000:]}" for m in known if m.process]
         return "\n".join(states)
 
     def stop_trainer(self, timeout_s: float = WAIT_S) -> None:
