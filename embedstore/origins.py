@@ -35,6 +35,7 @@ STREAMS_MAX = 1 << 16
 CLIENT_STREAMS_MAX = 1024
 GENERATION_MAX = 2**63 - 1
 STANDBY_SILENCE_S = 10.0
+LOOK_S = 0.1
 _log = logging.getLogger(__name__)
 
 Watermarks = Mapping[str, int]
@@ -105,6 +106,7 @@ class Stream:
 @dataclass(frozen=True)
 class _Standby:
     applied: Watermarks
+    seen_tick: int
     heard_s: float
 
 
@@ -118,6 +120,8 @@ class Streams:
         self._clients: OrderedDict[str, None] = OrderedDict()  # least recently used first
         self._durable: Mapping[str, Watermarks] = {}
         self._standbys: dict[str, _Standby] = {}
+        self._heard = threading.Condition(self._mutex)
+        self._told_tick = 0
         self._monotonic_s = monotonic_s
 
     def get(self, name: str) -> Stream:
@@ -222,27 +226,56 @@ class Streams:
         return tuple(self._listed())
 
     def _listed(self) -> dict[str, Watermarks]:
-        """What the listed standbys have, by address. One that has been silent for too long leaves the list."""
+        """What the listed standbys have, by address."""
         with self._mutex:
-            now_s = self._monotonic_s()
-            for address, standby in list(self._standbys.items()):
-                if now_s - standby.heard_s > STANDBY_SILENCE_S:
-                    del self._standbys[address]
-                    _log.warning("standby %s is silent: what is durable does not wait for it any more", address)
+            self._drop_silent()
             return {address: standby.applied for address, standby in self._standbys.items()}
 
-    def standby_applied(self, address: str, watermarks: Watermarks) -> None:
-        """A standby has everything up to these watermarks. From the moment that it has what is durable already it is
-        listed: nothing is durable then before it has it."""
+    def _drop_silent(self) -> None:
+        """A standby that has been silent for too long leaves the list. The mutex is held."""
+        now_s = self._monotonic_s()
+        for address, standby in list(self._standbys.items()):
+            if now_s - standby.heard_s > STANDBY_SILENCE_S:
+                del self._standbys[address]
+                _log.warning("standby %s is silent: what is durable does not wait for it any more", address)
+
+    def standby_applied(self, address: str, watermarks: Watermarks, seen_tick: int) -> None:
+        """A standby has everything up to these watermarks, and knows the tables and streams of ``seen_tick``. From the
+        moment that it has what is durable, and knows what others have been told, it is listed: nothing is durable then,
+        and no change of a table or stream is acknowledged, before it has that too."""
         with self._mutex:
-            listed = address in self._standbys
-        if not listed:
-            behind = any(watermarks.get(s.name, -1) < self._durable_of(s) for s in self.opened())
-            if behind:
+            listed, knows = address in self._standbys, seen_tick >= self._told_tick
+        if not listed and (not knows or any(watermarks.get(s.name, -1) < self._durable_of(s) for s in self.opened())):
+            return
+        with self._heard:
+            if not listed and seen_tick < self._told_tick:
                 return
+            self._standbys[address] = _Standby(watermarks, seen_tick, self._monotonic_s())
+            self._heard.notify_all()
+        if not listed:
             _log.info("standby %s is listed: what is durable waits for it", address)
+
+    def tell_standbys(self, tick: int) -> None:
+        """A table or a stream came, changed or went at ``tick``."""
         with self._mutex:
-            self._standbys[address] = _Standby(watermarks, self._monotonic_s())
+            self._told_tick = tick
+
+    def await_standbys(self, given_up: Callable[[], bool]) -> None:
+        """Wait until the listed standbys know the tables and streams as they are now, or have left the list, or
+        ``given_up`` says so. One that hears of other things, and never of these, leaves the list, too."""
+        with self._heard:
+            told_tick, deadline_s = self._told_tick, self._monotonic_s() + STANDBY_SILENCE_S
+            while not given_up():
+                self._drop_silent()
+                behind = [address for address, standby in self._standbys.items() if standby.seen_tick < told_tick]
+                if not behind:
+                    return
+                if self._monotonic_s() > deadline_s:
+                    for address in behind:
+                        del self._standbys[address]
+                        _log.warning("standby %s is behind: what is durable does not wait for it any more", address)
+                    return
+                self._heard.wait(LOOK_S)
 
     def set_durable(self, durable: Mapping[str, Watermarks]) -> None:
         """Per table the lowest watermarks that a restart would find. The gate is held alone, here and below."""

@@ -182,7 +182,8 @@ class LocalStore(WritableTables):
     # -- streams
 
     def open_stream(self, stream: str, position: int, generation: int = 0) -> StreamState:
-        """See :meth:`embedstore.interface.Store.open_stream`; in the manifest before it is answered.
+        """See :meth:`embedstore.interface.Store.open_stream`; in the manifest and at the listed standbys before it is
+        answered.
 
         ``generation`` 0 takes the next one; another must be above the present one (:class:`StaleGenerationError`).
         """
@@ -199,7 +200,8 @@ class LocalStore(WritableTables):
             self._streams.add(stream, begin).generation = taken
             for table in self.table_map().values():
                 table.open_stream(stream, begin)
-        self.notify()
+            self._tell_standbys()
+        self._await_standbys()
         return self._state(stream)
 
     def watermarks(self) -> dict[str, StreamState]:
@@ -221,10 +223,21 @@ class LocalStore(WritableTables):
         """First position and generation of every stream that was opened by name."""
         return {stream.name: (stream.begin, stream.generation) for stream in self._streams.opened()}
 
-    def standby_applied(self, address: str, watermarks: Mapping[str, int]) -> None:
+    def standby_applied(self, address: str, watermarks: Mapping[str, int], seen_tick: int) -> None:
         """From now on what is durable is so at the standby too; see :meth:`Streams.standby_applied`."""
-        self._streams.standby_applied(address, watermarks)
+        self._streams.standby_applied(address, watermarks, seen_tick)
         self.membership.meet(address)
+
+    def _tell_standbys(self) -> None:
+        """A stream or a table has come, changed or gone. The gate is held alone."""
+        self.notify()
+        self._streams.tell_standbys(self.tick())
+
+    def _await_standbys(self) -> None:
+        """Nobody is told of it before the listed standbys have it: whichever takes over knows it."""
+        self._streams.await_standbys(lambda: self.final)
+        with self._streams.gate.shared():
+            self.check_writable()
 
     def standbys(self) -> tuple[str, ...]:
         """Addresses of the standbys that what is durable waits for."""
@@ -268,29 +281,34 @@ class LocalStore(WritableTables):
     # -- tables
 
     def create_table(self, spec: TableSpec) -> bool:
-        """See :meth:`embedstore.interface.Store.create_table`; in the manifest before it is answered."""
+        """See :meth:`embedstore.interface.Store.create_table`; in the manifest and at the listed standbys before it is
+        answered."""
         self.check_open()
         _check_spec("spec", spec)
         owned = self._owned(spec)
         with self._streams.gate.alone():
             self.check_writable()
             existing = self.table_map().get(spec.name)
-            if existing is not None:
-                difference = spec.first_difference(existing.spec)
-                if difference is not None:
-                    raise TableExistsError(spec.name, difference)
-                return False
-            table = Table(spec, chunks=owned)
-            beginnings = self._streams.positions()
-            table.begin_at(beginnings)
-            if self._disk is not None:
-                self._disk.add_table(table, beginnings)
-            self._streams.add_durable(spec.name, beginnings)
-            self.add_table(table)
-        return True
+            if existing is None:
+                self._add_new(Table(spec, chunks=owned))
+            elif (difference := spec.first_difference(existing.spec)) is not None:
+                raise TableExistsError(spec.name, difference)
+        self._await_standbys()
+        return existing is None
+
+    def _add_new(self, table: Table) -> None:
+        """The gate is held alone."""
+        beginnings = self._streams.positions()
+        table.begin_at(beginnings)
+        if self._disk is not None:
+            self._disk.add_table(table, beginnings)
+        self._streams.add_durable(table.spec.name, beginnings)
+        self.add_table(table)
+        self._tell_standbys()
 
     def alter_table(self, spec: TableSpec) -> None:
-        """See :meth:`embedstore.interface.Store.alter_table`; in the manifest before it is answered."""
+        """See :meth:`embedstore.interface.Store.alter_table`; in the manifest and at the listed standbys before it is
+        answered."""
         self.check_open()
         _check_spec("spec", spec)
         with self._streams.gate.alone():
@@ -304,10 +322,12 @@ class LocalStore(WritableTables):
                 table.alter(spec)
             else:
                 self._disk.alter_table(table, spec)
-        self.notify()
+            self._tell_standbys()
+        self._await_standbys()
 
     def drop_table(self, table: str) -> None:
-        """See :meth:`embedstore.interface.Store.drop_table`; gone from the manifest before it is answered."""
+        """See :meth:`embedstore.interface.Store.drop_table`; gone from the manifest and the listed standbys before
+        it is answered."""
         with self._streams.gate.alone():
             self.check_writable()
             self.table(table)
@@ -317,6 +337,8 @@ class LocalStore(WritableTables):
             _begin_where_they_stand(idle)
             self._streams.drop_durable(table)
             self.remove_table(table)
+            self._tell_standbys()
+        self._await_standbys()
 
     # -- durability
 

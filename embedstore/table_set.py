@@ -131,8 +131,9 @@ class TableSet:
         streams = {stream for known in sets for stream in known}
         return {stream: min(known[stream] for known in sets if stream in known) for stream in sorted(streams)}
 
-    def standby_applied(self, address: str, watermarks: Mapping[str, int]) -> None:
-        """The standby at ``address`` has applied everything up to these; nothing depends on that here."""
+    def standby_applied(self, address: str, watermarks: Mapping[str, int], seen_tick: int) -> None:
+        """The standby at ``address`` has applied everything up to these, and knows which tables and streams there were
+        at ``seen_tick``; nothing depends on that here."""
 
     def standbys(self) -> tuple[str, ...]:
         """Addresses of the standbys that what is durable waits for; none here."""

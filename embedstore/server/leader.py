@@ -49,7 +49,7 @@ class _Call:
     """What the two threads of one call share. ``ended`` is final, whoever sets it."""
 
     def __init__(
-        self, window: Window, wake: Callable[[], object], applied: Callable[[str, Mapping[str, int]], object]
+        self, window: Window, wake: Callable[[], object], applied: Callable[[str, Mapping[str, int], int], object]
     ) -> None:
         self._window = window
         self._applied = applied
@@ -60,6 +60,8 @@ class _Call:
         self._in_flight_bytes = 0
         self._acknowledged = 0
         self._sent = 0
+        self._rounds: deque[tuple[int, int]] = deque()
+        self._seen_tick = 0
         self._rewinds: list[sync_pb2.FollowRewind] = []
         self._error: Exception | None = None
         self.ended = False
@@ -96,7 +98,8 @@ class _Call:
         if kind == "rewind":
             self._wake()
         elif kind == "ack" and standby and request.ack.HasField("applied"):
-            self._applied(standby, {each.stream: each.position for each in request.ack.applied.positions})
+            applied = {each.stream: each.position for each in request.ack.applied.positions}
+            self._applied(standby, applied, self._seen_tick)
 
     def _acknowledge(self, sequence: int) -> None:
         if sequence > self._sent:
@@ -104,6 +107,15 @@ class _Call:
         while self._acknowledged < sequence:
             self._in_flight_bytes -= self._in_flight.popleft()
             self._acknowledged += 1
+        while self._rounds and self._rounds[0][0] <= sequence:
+            self._seen_tick = self._rounds.popleft()[1]
+
+    def end_round(self, tick: int) -> None:
+        """What tables, streams and dense sets there were at ``tick`` has been sent."""
+        with self._condition:
+            if self._rounds and self._rounds[-1][0] == self._sent:
+                self._rounds.pop()
+            self._rounds.append((self._sent, tick))
 
     def end(self) -> None:
         """Let both threads go."""
@@ -260,6 +272,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
                 if not call.number(message):
                     return
                 yield message
+            call.end_round(tick)
             call.pause(ROUND_PAUSE_S)
             idle_s = feed.idle_ms() / 1000
             if not call.ended and idle_s > 0:

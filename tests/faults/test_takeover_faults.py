@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from lossy_proxy import LossyProxy
 from members import Members, start_shards, start_standbys
 from processes import run
 
@@ -181,6 +183,30 @@ def test_a_leader_that_wakes_after_its_replacement_fences_itself(stack: ExitStac
         assert store.stats().tables["counts"].rows == len(IDS)
         assert (store.pull({"counts": IDS})["counts"] == 2).all(), "it sends its callers to the one that replaced it"
     assert record.addresses == (new,)
+
+
+def test_a_standby_promoted_by_force_knows_every_stream_and_table_that_was_acknowledged(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    members = Members(stack, tmp_path)
+    old = members.start("old-0", "--shard", "0/1")
+    proxy = stack.enter_context(LossyProxy(old))
+    [new] = start_standbys(members, [proxy.address], 1)
+    with connect(old) as store:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while store.stats().standbys != (new,):
+            assert time.monotonic() < deadline_s
+        proxy.delay_replies(0.3)
+        store.create_table(COUNTS)
+        store.alter_table(replace(COUNTS, ttl_s=3600))
+        generations = [store.open_stream("events", 7).generation for _ in range(2)]
+        members.kill("old-0")
+        proxy.reset()
+    activate([new], None, force=True, timeout_s=TIMEOUT_S)
+    with connect(new) as store:
+        state = store.watermarks()["events"]
+        assert (state.applied, state.generation) == (7, generations[-1])
+        assert store.tables()["counts"].ttl_s == 3600
 
 
 def test_kills_at_any_moment_of_a_resharding_cost_no_push(stack: ExitStack, tmp_path: Path, seed: int) -> None:
