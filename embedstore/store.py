@@ -235,7 +235,7 @@ class LocalStore(WritableTables):
 
     def _await_standbys(self) -> None:
         """Nobody is told of it before the listed standbys have it: whichever takes over knows it."""
-        self._streams.await_standbys(lambda: self.final)
+        self._streams.await_standbys(lambda: bool(self.replaced_in))
         with self._streams.gate.shared():
             self.check_writable()
 

@@ -55,7 +55,7 @@ def test_a_stream_is_open_when_the_standby_knows_it(store: es.LocalStore) -> Non
 
 def test_a_leader_that_is_replaced_meanwhile_does_not_say_that_it_opened(store: es.LocalStore) -> None:
     opening = Opening(store)
-    store.fence(lambda: StaleEpochError(1, 2))
+    store.fence(2, lambda: StaleEpochError(1, 2))
     assert opening.ended()
     assert isinstance(opening.refused, StaleEpochError)
 
