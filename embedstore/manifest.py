@@ -2,12 +2,16 @@
 
 Every write is one synced batch, so the manifest moves from one consistent state to the next or not at all. RocksDB's
 lock is also what keeps a second process out of the directory.
+
+RocksDB takes a log that was cut off for one whose last write never ended, which is right after a kill. So the number of
+the last write that did end is in a file beside it: a manifest that ends before that has lost something.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from crc32c import crc32c
 from google.protobuf.message import DecodeError, Message
 from rocksdict import AccessType, DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 
@@ -30,7 +35,10 @@ TOPOLOGY_KEY = b"topology"
 PREVIOUS_TOPOLOGY_KEY = b"topology/previous"
 ACQUAINTANCES_KEY = b"acquaintances"
 ATTEMPTS_MAX = 20
-_OWNERS = ("LOCK", "LOG", "rocksdict-config")
+LAST_WRITE_NAME = "last-write"
+_OWNERS = ("LOCK", "LOG", "rocksdict-config", LAST_WRITE_NAME)
+_LAST_WRITE_MAGIC = b"ESLASTWR"
+_LAST_WRITE = struct.Struct("<8sQI")
 _log = logging.getLogger(__name__)
 
 
@@ -77,12 +85,10 @@ class Manifest:
         self._db: Any = self._open()
 
     def _open(self) -> Any:
-        options = Options(raw_mode=True)
+        self._check_end()
+        options = _options()
         options.create_if_missing(True)
-        options.set_paranoid_checks(True)
-        options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
         options.set_keep_log_file_num(2)
-        options.set_max_open_files(64)
         options.set_write_buffer_size(8 << 20)
         try:
             return Rdict(str(self._path), options=options)
@@ -91,6 +97,21 @@ class Manifest:
             if "lock" in text.lower() and "IO error" in text:
                 raise StoreLockedError(str(self._path.parent)) from problem
             raise CorruptCheckpointError(str(self._path), text) from problem
+
+    def _check_end(self) -> None:
+        """Look before it is opened: that goes on from what is there, and then nothing can be put back."""
+        if not (last := _last_write(self._path)):
+            return
+        try:
+            database = Rdict(str(self._path), options=_options(), access_type=AccessType.read_only(False))
+        except Exception as problem:
+            # Damaged, or another process's: who opens it to write is told which.
+            _log.debug("the manifest's end is not known: %s", problem)
+            return
+        try:
+            _check_end(self._path, database, last)
+        finally:
+            database.close()
 
     def read(self) -> ManifestContents:
         """All of it; :class:`CorruptCheckpointError` for an entry that cannot be understood."""
@@ -110,6 +131,7 @@ class Manifest:
                 if self._db is None:
                     self._db = self._open()
                 self._db.write(batch, options)
+                _note_last_write(self._path, self._db.latest_sequence_number())
             except Exception as problem:
                 # After a failed write RocksDB may refuse all others; opened again, it is as good as the disk is.
                 self._abandon()
@@ -153,21 +175,66 @@ def _files(path: Path) -> set[str]:
 
 def _read_aside(path: Path, names: set[str]) -> ManifestContents:
     """Read through links: RocksDB writes a little even where it only reads."""
-    options = Options(raw_mode=True)
-    options.set_paranoid_checks(True)
-    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
-    options.set_max_open_files(64)
+    last = _last_write(path)
     with TemporaryDirectory() as aside:
         for name in names:
             os.symlink((path / name).absolute(), Path(aside) / name)
         try:
-            database = Rdict(aside, options=options, access_type=AccessType.read_only(False))
+            database = Rdict(aside, options=_options(), access_type=AccessType.read_only(False))
         except Exception as problem:
             raise CorruptCheckpointError(str(path), str(problem).replace(aside, str(path))) from problem
         try:
+            _check_end(path, database, last)
             return _contents(database, path)
         finally:
             database.close()
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.set_paranoid_checks(True)
+    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    options.set_max_open_files(64)
+    return options
+
+
+def _note_last_write(manifest: Path, number: int) -> None:
+    """Not synced: what counts is that it never reaches the disk before the write itself."""
+    front = _LAST_WRITE_MAGIC + struct.pack("<Q", number)
+    try:
+        handle = os.open(manifest / LAST_WRITE_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(handle, front + struct.pack("<I", crc32c(front)), 0)
+        finally:
+            os.close(handle)
+    except OSError as problem:
+        _log.warning("the number of the manifest's last write is not noted: %s", problem)
+
+
+def _last_write(manifest: Path) -> int:
+    """The number of the last write that is known to have ended; 0 when none is."""
+    file = manifest / LAST_WRITE_NAME
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return 0
+    except OSError as problem:
+        raise CorruptCheckpointError(str(file), str(problem)) from problem
+    sound = len(content) == _LAST_WRITE.size and content.startswith(_LAST_WRITE_MAGIC)
+    if not sound or _LAST_WRITE.unpack(content)[2] != crc32c(content[:-4]):
+        _log.warning("%s is damaged: a manifest that has lost its last writes would not be noticed", file)
+        return 0
+    return int(_LAST_WRITE.unpack(content)[1])
+
+
+def _check_end(manifest: Path, database: Any, last: int) -> None:
+    held = database.latest_sequence_number()
+    if held < last:
+        raise CorruptCheckpointError(
+            str(manifest),
+            f"its last writes are lost: it ends with change {held}, and {last} were durable; to go on from what is "
+            f"there, delete {manifest / LAST_WRITE_NAME}",
+        )
 
 
 def _contents(database: Any, path: Path) -> ManifestContents:

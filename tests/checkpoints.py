@@ -14,7 +14,7 @@ import numpy as np
 
 import embedstore as es
 from embedstore.interface import Reader
-from embedstore.manifest import Manifest
+from embedstore.manifest import LAST_WRITE_NAME, MANIFEST_NAME, Manifest
 from embedstore.v1 import manifest_pb2
 
 COUNTED = es.TableSpec("items", dim=4, optimizer=es.SGD(lr=1.0), num_chunks=8)
@@ -50,12 +50,17 @@ def replay(store: Any, end: int, num_ids: int = 100) -> None:
 def crash(store_path: Path, copy_path: Path) -> Path:
     """The directory as a kill would leave it at this moment; the store goes on.
 
-    RocksDB may delete what it needs no more while it is copied: then again.
+    RocksDB may delete what it needs no more while it is copied: then again. The number of its last write is as of the
+    beginning, because a copy takes a while and a kill does not.
     """
     for _ in range(10):
         shutil.rmtree(copy_path, ignore_errors=True)
         try:
+            last_write = store_path / MANIFEST_NAME / LAST_WRITE_NAME
+            noted = last_write.read_bytes() if last_write.exists() else None
             shutil.copytree(store_path, copy_path)
+            if noted is not None:
+                (copy_path / MANIFEST_NAME / LAST_WRITE_NAME).write_bytes(noted)
             return copy_path
         except shutil.Error as error:
             if not all("No such file" in str(reason) for _, _, reason in error.args[0]):
