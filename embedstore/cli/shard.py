@@ -106,7 +106,7 @@ def reshard(
     with one_line_errors():
         targets = parse_addresses(to)
         credentials = Credentials.from_environment()
-        record = resharded(parse_addresses(servers), targets, timeout_s, credentials)
+        record = resharded(parse_addresses(servers), targets, timeout_s, credentials, force=force)
         [record, *_] = activate(targets, record, force=force, timeout_s=timeout_s, credentials=credentials)
     show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")
 

@@ -10,6 +10,7 @@ import grpc
 from embedstore import messages
 from embedstore.server.interceptors import Guard
 from embedstore.server.serving import Serving
+from embedstore.server.takeover import tell
 from embedstore.spec import TableSpec
 from embedstore.status import topology_from_proto, topology_to_proto
 from embedstore.v1 import admin_pb2
@@ -98,6 +99,8 @@ class AdminService:
             standby=self._serving.standby,
             address=self._serving.advertised,
             fenced=self._serving.fenced,
+            num_shards=self._serving.num_shards,
+            synced=self._serving.takeover is not None and self._serving.takeover.synced,
             previous=None if previous is None else topology_to_proto(previous),
         )
 
@@ -111,7 +114,11 @@ class AdminService:
         topology = topology_from_proto(request.topology) if request.HasField("topology") else None
         takeover = self._serving.takeover
         if takeover is None or self._serving.fenced:
+            replaced = self._serving.topology
             record = self._serving.reinstate(topology, force=request.force)
+            others = {*record.addresses, *replaced.addresses} - {self._serving.advertised}
+            if record != replaced:
+                tell(record, others, self._serving.credentials)
         else:
             record = takeover.activate(topology, force=request.force, timeout_s=request.timeout_s)
         return admin_pb2.ActivateResponse(topology=topology_to_proto(record))

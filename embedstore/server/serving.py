@@ -43,7 +43,7 @@ class Serving:
     ) -> None:
         self.credentials = credentials
         self.topology = topology
-        self.shard = shard
+        self.shard, self.num_shards = shard, topology.num_shards
         self.follower = follower
         self.standby = standby
         self.address = ""
@@ -78,21 +78,23 @@ class Serving:
         return None if previous is None else topology_from_proto(previous)
 
     def reinstate(self, topology: Topology | None, *, force: bool) -> Topology:
-        """Serve again after having been replaced, by a takeover that came to nothing: nobody who answers may serve in
-        this process's place, and ``force`` speaks for those who do not answer.
+        """Serve again after having been replaced, by a takeover that came to nothing; ``force`` is needed because what
+        others have applied in this process's place is gone then. One that was not replaced keeps its place.
 
         None: the present record with this process in its old place. :class:`InvalidArgumentError` when it has not been
-        replaced, or the record has another number of shards.
+        replaced, or the record has no place for it.
         """
         store = self.writable()
         if not self.fenced and topology == self.topology:
             return topology
-        if not self.fenced:
+        if not self.fenced and topology is None:
             raise InvalidArgumentError("Activate", f"{self.address} is no standby, and nobody has replaced it")
         current = self.topology
         if topology is None:
             if current.num_shards != store.num_shards:
-                raise InvalidArgumentError("topology", f"is needed to go back to {store.num_shards} shards")
+                raise InvalidArgumentError(
+                    "topology", f"is needed: all {store.num_shards} shards must go back together, by shard reshard"
+                )
             addresses = list(current.addresses)
             addresses[self.shard] = self.advertised
             topology = Topology(current.epoch + 1, tuple(addresses), current.num_shards)
@@ -100,7 +102,7 @@ class Serving:
             self.advertised,
         ):
             raise InvalidArgumentError("topology", f"must have {self.advertised} as shard {self.shard}")
-        if not force:
+        if self.fenced and not force:
             raise InvalidArgumentError(
                 "force", f"is needed: what {current.addresses} have applied since epoch {current.epoch} would be gone"
             )

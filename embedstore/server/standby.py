@@ -66,9 +66,10 @@ class Standby(FollowerStore):
         # A record in which this process has its place already speaks of a takeover that has begun: those who are being
         # replaced still have what it lacks.
         if leaders.num_shards == self.num_shards and leaders.addresses.get(self.shard) == self.address:
-            if leaders.replaced is None or self._leaders.complete:
+            replaced = leaders.replaced
+            if replaced is None or (self._leaders.complete and replaced.epoch <= self._leaders.epoch):
                 return
-            leaders = leaders.replaced
+            leaders = replaced
         super()._use(leaders)
 
     def _follows(self, shard: int, address: str, leaders: Leaders) -> bool:

@@ -44,6 +44,7 @@ from embedstore.store import LocalStore, is_store
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 TELL_TIMEOUT_S = 3.0
+ASK_INTERVAL_S = 0.1
 log = logging.getLogger("embedstore.server")
 
 
@@ -75,6 +76,11 @@ class Takeover:
         addresses = tuple(leaders.addresses[shard] for shard in range(leaders.num_shards))
         return Topology(leaders.epoch, addresses, leaders.num_shards)
 
+    @property
+    def synced(self) -> bool:
+        """Whether everything that the leaders have has been here at least once."""
+        return self._standby.synced
+
     def activate(self, topology: Topology | None, *, force: bool, timeout_s: float) -> Topology:
         """Take over; returns the record that holds now. None: the place of the leader that is followed.
 
@@ -84,9 +90,7 @@ class Takeover:
         """
         with self._lock:
             if not self._serving.standby:
-                if topology in (None, self._serving.topology):
-                    return self._serving.topology
-                raise StaleEpochError(topology.epoch if topology else 0, self._serving.topology.epoch)
+                return self._serving.reinstate(topology or self._serving.topology, force=force)
             begun = self._begun
             if begun is not None and begun.epoch <= self._standby.leaders.epoch:
                 begun = None  # others took over since
@@ -94,10 +98,13 @@ class Takeover:
             self._check(record)
             # Whoever has never been complete cannot take over, whatever force there is.
             self._standby.wait_synced(timeout_s)
+            # Nor may anyone replace shards that have been replaced already: others have what came after.
+            self._standby.wait_until(lambda: self._standby.leaders.epoch >= record.epoch - 1, timeout_s)
             self._begun = record
             self._standby.hold_still(True)
             try:
                 self._check(record)
+                self._check_present(record)
                 self._level(record, force, timeout_s)
             except BaseException:
                 self._standby.hold_still(False)
@@ -130,6 +137,16 @@ class Takeover:
             raise StaleEpochError(record.epoch, standby.leaders.epoch)
         if self._data is not None and is_store(self._data):
             raise InvalidArgumentError("data", f"{self._data} holds a store already")
+        for name, table in standby.table_map().items():
+            if table.spec.num_chunks < standby.num_shards:
+                raise InvalidArgumentError(
+                    "num_shards", f"{standby.num_shards} is above the {table.spec.num_chunks} chunks of table {name!r}"
+                )
+
+    def _check_present(self, record: Topology) -> None:
+        standby = self._standby
+        if standby.leaders.epoch != record.epoch - 1:
+            raise UnavailableError(standby.address, f"follows epoch {standby.leaders.epoch}, not {record.epoch - 1}")
 
     def _level(self, record: Topology, force: bool, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -137,6 +154,7 @@ class Takeover:
         followed = self._standby.followed()
         if not followed:
             raise UnavailableError(self._standby.address, "follows nobody at present")
+        self._check_leaders(record, list(followed.values()), force)
         for leader, address in followed.items():
             try:
                 reassign(address, record, self._serving.credentials)
@@ -151,6 +169,21 @@ class Takeover:
             if not force:
                 raise
             log.warning("taking over without everything: %s", error)
+
+    def _check_leaders(self, record: Topology, addresses: Sequence[str], force: bool) -> None:
+        """Raise what one of them would answer, before any is told: one that is told serves nobody any more."""
+        for address in addresses:
+            try:
+                answer = _ask(address, TELL_TIMEOUT_S, self._serving.credentials)
+                if not answer.ready:
+                    raise UnavailableError(address, "is not ready yet")
+            except UnavailableError:
+                if not force:
+                    raise
+                continue
+            known = topology_from_proto(answer.topology)
+            if known.epoch >= record.epoch and known != record:
+                raise StaleEpochError(record.epoch, known.epoch, known)
 
     def _become(self, record: Topology) -> None:
         standby = self._standby
@@ -219,22 +252,49 @@ def _advertised(addresses: Mapping[int, str], credentials: Credentials) -> dict[
 
 
 def resharded(
-    servers: Sequence[str], targets: Sequence[str], timeout_s: float, credentials: Credentials = PLAIN
+    servers: Sequence[str],
+    targets: Sequence[str],
+    timeout_s: float,
+    credentials: Credentials = PLAIN,
+    *,
+    force: bool = False,
 ) -> Topology:
     """The record by which ``targets`` replace the present shards, of which ``servers`` are some: the next one, or the
-    one that was begun already. :class:`InvalidArgumentError` unless target i stands by for shard i."""
+    one that was begun already. Waits until every target has all that its leaders have.
+
+    :class:`InvalidArgumentError` unless target i stands by for shard i, and follows shards of the same store.
+    :class:`UnavailableError` names one that does not answer or is not complete in time.
+    """
     answers = [_ask(address, timeout_s, credentials) for address in servers]
     present = max((topology_from_proto(answer.topology) for answer in answers), key=lambda record: record.epoch)
-    addresses = []
-    for shard, target in enumerate(targets):
-        answer = _ask(target, timeout_s, credentials)
-        may_serve = answer.standby or answer.fenced or answer.topology.num_shards == len(targets)
-        if answer.shard != shard or not may_serve:
+    before = [topology_from_proto(answer.previous) for answer in answers if answer.HasField("previous")]
+    deadline_s = time.monotonic() + timeout_s
+    found = [_synced(target, deadline_s, credentials) for target in targets]
+    addresses = tuple(answer.address or target for answer, target in zip(found, targets, strict=True))
+    for shard, (target, answer) in enumerate(zip(targets, found, strict=True)):
+        if (answer.shard, answer.num_shards) != (shard, len(targets)):
             raise InvalidArgumentError("to", f"{target} does not stand by for shard {shard} of {len(targets)}")
-        addresses.append(answer.address or target)
-    if present.addresses == tuple(addresses):
-        return present
-    return Topology(present.epoch + 1, tuple(addresses), len(addresses))
+        if answer.fenced and not force:
+            raise InvalidArgumentError("force", f"is needed: {target} has been replaced, and lacks what came after")
+        if present.addresses != addresses and _stranger(target, answer, [present, *before]):
+            raise InvalidArgumentError("to", f"{target} is of another store: {', '.join(answer.topology.addresses)}")
+    return present if present.addresses == addresses else Topology(present.epoch + 1, addresses, len(addresses))
+
+
+def _synced(target: str, deadline_s: float, credentials: Credentials) -> admin_pb2.TopologyResponse:
+    while True:
+        answer = _ask(target, max(deadline_s - time.monotonic(), TELL_TIMEOUT_S), credentials)
+        if answer.synced or not answer.standby:
+            return answer
+        if time.monotonic() >= deadline_s:
+            raise UnavailableError(target, "has not received everything that its leaders have")
+        time.sleep(ASK_INTERVAL_S)
+
+
+def _stranger(target: str, answer: admin_pb2.TopologyResponse, records: Sequence[Topology]) -> bool:
+    """Whether neither the target nor anyone that it goes by is one of these shards, as far as one knows."""
+    known = {address for record in records for address in record.addresses}
+    return bool(known) and known.isdisjoint({target, answer.address, *answer.topology.addresses})
 
 
 def activate(

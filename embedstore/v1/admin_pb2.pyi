@@ -139,7 +139,7 @@ class TopologyRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopologyResponse(_message.Message):
-    __slots__ = ("topology", "shard", "ready", "follower", "standby", "address", "fenced", "previous")
+    __slots__ = ("topology", "shard", "ready", "follower", "standby", "address", "fenced", "previous", "num_shards", "synced")
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,8 @@ class TopologyResponse(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FENCED_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    SYNCED_FIELD_NUMBER: _ClassVar[int]
     topology: TopologyRecord
     shard: int
     ready: bool
@@ -156,7 +158,9 @@ class TopologyResponse(_message.Message):
     address: str
     fenced: bool
     previous: TopologyRecord
-    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., shard: _Optional[int] = ..., ready: _Optional[bool] = ..., follower: _Optional[bool] = ..., standby: _Optional[bool] = ..., address: _Optional[str] = ..., fenced: _Optional[bool] = ..., previous: _Optional[_Union[TopologyRecord, _Mapping]] = ...) -> None: ...
+    num_shards: int
+    synced: bool
+    def __init__(self, topology: _Optional[_Union[TopologyRecord, _Mapping]] = ..., shard: _Optional[int] = ..., ready: _Optional[bool] = ..., follower: _Optional[bool] = ..., standby: _Optional[bool] = ..., address: _Optional[str] = ..., fenced: _Optional[bool] = ..., previous: _Optional[_Union[TopologyRecord, _Mapping]] = ..., num_shards: _Optional[int] = ..., synced: _Optional[bool] = ...) -> None: ...
 
 class ReassignRequest(_message.Message):
     __slots__ = ("topology",)

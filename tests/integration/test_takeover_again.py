@@ -57,7 +57,7 @@ def promote_when_told(address: str) -> Topology:
     while True:
         try:
             return promote(address)
-        except StaleEpochError:
+        except (StaleEpochError, UnavailableError):
             assert time.monotonic() < deadline_s
 
 
