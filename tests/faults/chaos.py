@@ -74,7 +74,7 @@ class Chaos:
         self.faults: Counter[str] = Counter()
         self._later: list[tuple[float, Callable[[], object]]] = []
         cluster.on_tend = lambda: self._end_due(time.monotonic())
-        takeovers = Takeovers(cluster, self.rng)
+        self.takeovers = takeovers = Takeovers(cluster, self.rng)
         self._choices: list[tuple[float, Callable[[], None]]] = [
             (38, self.kill_shard),
             (18, self.kill_trainer),
@@ -254,6 +254,9 @@ def run(
         result = Result(seed, dict(cluster.kills), dict(chaos.faults), dict(cluster.restarts), truth.events)
         result.set_aside = truth.set_aside
         compare(cluster, truth, result)
+        chaos.takeovers.promote_all()
+        with es.connect(cluster.addresses) as store:
+            _compare_shards("standbys that took over", store, truth, result)
         result.replays = cluster.count_replays()
     result.seconds = time.monotonic() - started_s
     return result
@@ -262,20 +265,26 @@ def run(
 def compare(cluster: Cluster, truth: Truth, result: Result) -> None:
     """Every row of every shard and of the follower, the cut, the dense set, and the positions, against the log."""
     with es.connect(cluster.addresses) as store, es.connect(cluster.follower_address) as follower:
-        streams = {s: state for s, state in store.watermarks().items() if s.startswith("kafka/")}
-        expected = {stream: truth.ends[int(stream.rpartition("/")[2])] for stream in streams}
-        for stream, state in streams.items():
-            if (state.applied, state.durable) != (expected[stream], expected[stream]):
-                result.other.append(f"{stream} stands at {state}, the log ends at {expected[stream]}")
+        expected = _compare_shards("shards", store, truth, result)
         cluster.until(lambda: _reached(follower, expected), "the follower has everything")
-        _compare_rows("shards", store, truth, result)
         _compare_rows("follower", follower, truth, result)
-        dense = store.get_dense("sequence_model")
-    if dense.position != expected or int(dense.tensors[DENSE][0]) != truth.events:
-        result.other.append(f"dense set: {int(dense.tensors[DENSE][0])} events at {dense.position}")
     cut = read_cut(cluster.directory / cluster.trainer.name)
     if cut is None or dict(cut.positions) != expected:
         result.other.append(f"the cut stands at {None if cut is None else cut.positions}")
+
+
+def _compare_shards(where: str, store: es.RemoteStore, truth: Truth, result: Result) -> dict[str, int]:
+    """Rows, positions and the dense set; returns where every stream should stand."""
+    streams = {s: state for s, state in store.watermarks().items() if s.startswith("kafka/")}
+    expected = {stream: truth.ends[int(stream.rpartition("/")[2])] for stream in streams}
+    for stream, state in streams.items():
+        if (state.applied, state.durable) != (expected[stream], expected[stream]):
+            result.other.append(f"{where}: {stream} stands at {state}, the log ends at {expected[stream]}")
+    _compare_rows(where, store, truth, result)
+    dense = store.get_dense("sequence_model")
+    if dense.position != expected or int(dense.tensors[DENSE][0]) != truth.events:
+        result.other.append(f"{where}: dense set: {int(dense.tensors[DENSE][0])} events at {dense.position}")
+    return expected
 
 
 def _reached(reader: Any, expected: Mapping[str, int]) -> bool:

@@ -13,7 +13,8 @@ from fault_members import Member, Server
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 STRIKES_WITHIN_S = 3.0
-TIMEOUT_S = "15"
+TIMEOUT_S = 15
+FORCE_TIMEOUT_S = 5
 NUM_SHARDS = (2, 3)
 """How many there are, in turn."""
 
@@ -83,6 +84,15 @@ class Takeovers:
             cluster.stand_by(server, number, count)
             cluster.standbys.append(server)
 
+    def promote_all(self) -> None:
+        """At the end: every standby takes over, and then its leader dies for good."""
+        cluster = self._cluster
+        for number, (leader, standby) in enumerate(zip(cluster.shards, cluster.standbys, strict=True)):
+            self._insist(["promote", standby.address])
+            cluster.down.add(leader)
+            cluster.kill(leader)
+            cluster.shards[number], cluster.standbys[number] = standby, leader
+
     def _replaced(self, number: int) -> None:
         """The standby is the shard; the shard will be its standby, as soon as it knows."""
         cluster = self._cluster
@@ -107,7 +117,8 @@ class Takeovers:
 
     def _command(self, arguments: Sequence[str], victims: Sequence[Member] = ()) -> bool:
         """Whether the command did what it was told; the command itself or one of ``victims`` dies meanwhile, mostly."""
-        command = self._cluster.command(["shard", *arguments, "--timeout-s", TIMEOUT_S])
+        timeout_s = FORCE_TIMEOUT_S if "--force" in arguments else TIMEOUT_S
+        command = self._cluster.command(["shard", *arguments, "--timeout-s", str(timeout_s)])
         if victims and self._rng.random() < 0.7:
             self._cluster.run_for(float(self._rng.uniform(0, STRIKES_WITHIN_S)))
             candidates = [command, command, *victims]
