@@ -14,6 +14,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 SCRIPT = Path(__file__).resolve().parents[1] / "deploy" / "kafka" / "broker.py"
 TIMEOUT_MS = 20_000
+RECONNECT_BACKOFF_MS_MAX = 500
 
 
 def load_script(name: str, path: Path) -> Any:
@@ -54,7 +55,12 @@ class KafkaTopics:
         return topic
 
     def producer(self, **options: Any) -> Any:
-        return KafkaProducer(bootstrap_servers=self.address, bootstrap_timeout_ms=TIMEOUT_MS, **options)
+        return KafkaProducer(
+            bootstrap_servers=self.address,
+            bootstrap_timeout_ms=TIMEOUT_MS,
+            reconnect_backoff_max_ms=RECONNECT_BACKOFF_MS_MAX,
+            **options,
+        )
 
     def send(
         self, topic: str, values: Sequence[bytes | None], partition: int = 0, timestamp_ms: int | None = None

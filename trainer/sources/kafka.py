@@ -73,6 +73,7 @@ class KafkaSource:
                 bootstrap_servers=self._servers.split(","),
                 bootstrap_timeout_ms=timeout_ms,
                 request_timeout_ms=timeout_ms,
+                reconnect_backoff_max_ms=RECONNECT_BACKOFF_MS_MAX,
             )
             try:
                 self._log_name, partitions = self._describe()
