@@ -40,6 +40,7 @@ from embedstore.errors import (
 from embedstore.interface import (
     CheckpointResult,
     DenseSet,
+    FollowerState,
     LeaderState,
     Origin,
     PushResult,
@@ -102,6 +103,7 @@ __all__ = [
     "DenseSet",
     "DenseSetNotFoundError",
     "EmbedstoreError",
+    "FollowerState",
     "GapError",
     "InvalidArgumentError",
     "LeaderState",

@@ -82,6 +82,11 @@ class Table:
     def contains(self, ids: object, found: object) -> None:
         """Write to found, bool [n], which ids have a row."""
 
+    def last_seen(self, ids: object, found: object, last_seen_s: object) -> None:
+        """
+        contains(), and when each row was last seen, int64 [n]. Counts as no pull.
+        """
+
     def push(self, ids: object, grads: object, *, now_ms: int, counts: object | None = None, event_times_ms: object | None = None, event_time_ms: int = -1, lr: float = -1.0, origins: list[tuple[str, int, int]] = [], validated: bool = False) -> None:
         """
         Apply float32 [n, dim] gradients; equal ids are summed. -1: no event time, the table's lr.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_chec
 import numpy as np
 
 from embedstore.errors import InvalidArgumentError
+from embedstore.freshness import Distribution
 from embedstore.rules import is_finite
 
 if TYPE_CHECKING:
@@ -172,11 +173,25 @@ class LeaderState:
 
 
 @dataclass(frozen=True)
+class FollowerState:
+    """How a leader sees one of its followers. ``lag_s``: now minus the moment up to which it has acknowledged
+    everything, infinite before it has once."""
+
+    peer: str
+    standby: bool
+    lag_s: float
+    in_flight_bytes: int
+    sent_bytes: int
+    sent_messages: int
+
+
+@dataclass(frozen=True)
 class StoreStats:
     """Numbers of one store; a remote store sums over its shards. ``leaders`` is empty unless it is a follower.
 
     ``corrupt_chunks``: chunks that fell back at the last start because a blob of theirs was unreadable. ``standbys``:
-    addresses of those that what is durable waits for.
+    addresses of those that what is durable waits for. ``follower_states``: who follows a serving process.
+    ``distributions``: how fresh rows are, by measure and table (:mod:`embedstore.freshness`).
     """
 
     tables: Mapping[str, TableStats]
@@ -187,6 +202,8 @@ class StoreStats:
     leaders: tuple[LeaderState, ...] = ()
     corrupt_chunks: int = 0
     standbys: tuple[str, ...] = ()
+    follower_states: tuple[FollowerState, ...] = ()
+    distributions: Mapping[tuple[str, str], Distribution] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

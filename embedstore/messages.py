@@ -7,14 +7,17 @@ Pull and Push go another way (:mod:`embedstore.wire`). Reading checks everything
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
+from embedstore import freshness
 from embedstore.errors import InvalidArgumentError
+from embedstore.freshness import Distribution
 from embedstore.interface import (
     CheckpointResult,
+    FollowerState,
     LeaderState,
     Rows,
     StoreStats,
@@ -94,6 +97,13 @@ def stats_to_proto(stats: StoreStats) -> admin_pb2.StatsResponse:
             )
             for leader in stats.leaders
         ],
+        follower_states=[admin_pb2.FollowerState(**asdict(follower)) for follower in stats.follower_states],
+        distributions=[
+            admin_pb2.Distribution(
+                measure=measure, table=table, bounds=found.bounds, counts=found.counts, total=found.total
+            )
+            for (measure, table), found in stats.distributions.items()
+        ],
     )
 
 
@@ -111,6 +121,16 @@ def stats_from_proto(message: admin_pb2.StatsResponse) -> StoreStats:
             LeaderState(leader.address, leader.connected, leader.age_s, leader.deltas, leader.reconnects)
             for leader in message.leaders
         ),
+        follower_states=tuple(
+            FollowerState(
+                each.peer, each.standby, each.lag_s, each.in_flight_bytes, each.sent_bytes, each.sent_messages
+            )
+            for each in message.follower_states
+        ),
+        distributions={
+            (each.measure, each.table): Distribution(tuple(each.bounds), tuple(each.counts), each.total)
+            for each in message.distributions
+        },
     )
 
 
@@ -135,6 +155,8 @@ def merge_stats(shards: Sequence[StoreStats]) -> StoreStats:
         standbys=tuple(address for stats in shards for address in stats.standbys),
         corrupt_chunks=sum(stats.corrupt_chunks for stats in shards),
         leaders=tuple(leader for stats in shards for leader in stats.leaders),
+        follower_states=tuple(follower for stats in shards for follower in stats.follower_states),
+        distributions=freshness.merge(stats.distributions for stats in shards),
     )
 
 

@@ -202,6 +202,13 @@ class Table:
         self._native.contains(ids, found)
         return found
 
+    def last_seen_s(self, ids: Ids) -> np.ndarray:
+        """Of those that have a row: unix seconds of the last event, int64. Counts as no pull."""
+        ids = as_ids(ids, self._label("ids"))
+        found, seen_s = np.empty(len(ids), np.bool_), np.empty(len(ids), np.int64)
+        self._native.last_seen(ids, found, seen_s)
+        return seen_s[found]
+
     def push(
         self,
         ids: Ids,

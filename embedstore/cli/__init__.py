@@ -1,8 +1,8 @@
 """The ``embedstore`` command: run shards and followers, look after tables.
 
 ``embedstore serve`` is a shard or a follower; ``embedstore table`` and ``embedstore shard`` talk to running ones,
-``embedstore checkpoint`` looks after what they keep on disk, ``embedstore token`` lets somebody in. Output is for
-people, or JSON lines with ``--json``. Any refusal is one line on stderr and exit code 1.
+``embedstore checkpoint`` looks after what they keep on disk, ``embedstore token`` lets somebody in, ``embedstore top``
+watches. Output is for people, or JSON lines with ``--json``. Any refusal is one line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from embedstore.cli import checkpoint, serve, shard, table, token
+from embedstore.cli import checkpoint, serve, shard, table, token, top
 
 app = typer.Typer(
     name="embedstore",
@@ -40,6 +40,7 @@ def _options(
 
 app.command("serve")(serve.serve)
 app.command("token")(token.token)
+app.command("top")(top.top)
 app.add_typer(table.app, name="table")
 app.add_typer(shard.app, name="shard")
 app.add_typer(checkpoint.app, name="checkpoint")

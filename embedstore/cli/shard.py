@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from embedstore import messages
+from embedstore import freshness, messages
 from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, one_line_errors, show
+from embedstore.cli.sample import Followers, Sample, take
 from embedstore.credentials import Credentials
 from embedstore.interface import StoreStats
 from embedstore.origins import is_client
@@ -65,6 +66,62 @@ def stats(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s
     for rows, title in ((streams, "streams"), (leaders, "leaders")):
         if rows:
             show(rows, as_json=as_json, title=title)
+
+
+@app.command()
+def lag(
+    servers: Servers = SERVERS_DEFAULT,
+    followers: Followers = "",
+    as_json: AsJson = False,
+    timeout_s: TimeoutS = 10.0,
+) -> None:
+    """How long events take to be trained, published and visible, and how far behind each follower is.
+
+    Times in seconds, over all processes together, since each has started; docs/metrics.md says what each one is.
+    """
+    with one_line_errors():
+        sample = take(servers, followers, timeout_s)
+    silent = [member for member in sample.members if member.stats is None]
+    for member in silent:
+        typer.echo(f"embedstore: {member.problem}", err=True)
+    if len(silent) == len(sample.members):
+        raise typer.Exit(1)
+    for rows, title in ((_times(sample), "times"), (_links(sample), "followers")):
+        if rows or not as_json:
+            show(rows, as_json=as_json, title=title)
+
+
+def _times(sample: Sample) -> list[dict[str, Any]]:
+    found = freshness.merge(stats.distributions for stats in sample.stats)
+    order = list(freshness.MEANINGS)
+    return [
+        {
+            "measure": measure.removesuffix("_seconds"),
+            "table": table,
+            "count": each.num_values,
+            "p50_s": each.quantile(0.5),
+            "p90_s": each.quantile(0.9),
+            "p99_s": each.quantile(0.99),
+            "mean_s": each.total / max(each.num_values, 1),
+        }
+        for (measure, table), each in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+    ]
+
+
+def _links(sample: Sample) -> list[dict[str, Any]]:
+    return [
+        {
+            "leader": member.address,
+            "follower": each.peer,
+            "standby": each.standby,
+            "lag_s": each.lag_s,
+            "in_flight_bytes": each.in_flight_bytes,
+            "sent_bytes": each.sent_bytes,
+        }
+        for member in sample.members
+        if member.stats is not None
+        for each in member.stats.follower_states
+    ]
 
 
 @app.command()

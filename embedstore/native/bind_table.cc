@@ -148,14 +148,29 @@ void pull_rows(const NamedTable& self, const IdArray& ids, const nb::ndarray<flo
   check(status, self);
 }
 
-void contains(const NamedTable& self, const IdArray& ids, const BoolOut& found) {
-  require_length(self, "found", found.shape(0), ids.shape(0));
+void peek(const NamedTable& self, const IdArray& ids, const PullTarget& target) {
   Status status;
   {
     nb::gil_scoped_release release;
-    status = self.table.contains(ids.data(), ids.shape(0), reinterpret_cast<uint8_t*>(found.data()));
+    status = self.table.peek(ids.data(), ids.shape(0), target);
   }
   check(status, self);
+}
+
+void contains(const NamedTable& self, const IdArray& ids, const BoolOut& found) {
+  require_length(self, "found", found.shape(0), ids.shape(0));
+  PullTarget target;
+  target.found = reinterpret_cast<uint8_t*>(found.data());
+  peek(self, ids, target);
+}
+
+void last_seen(const NamedTable& self, const IdArray& ids, const BoolOut& found, const Out<int64_t>& last_seen_s) {
+  require_length(self, "found", found.shape(0), ids.shape(0));
+  require_length(self, "last_seen_s", last_seen_s.shape(0), ids.shape(0));
+  PullTarget target;
+  target.found = reinterpret_cast<uint8_t*>(found.data());
+  target.last_seen_s = last_seen_s.data();
+  peek(self, ids, target);
 }
 
 PushRequest to_request(const NamedTable& self, const IdArray& ids, const FloatMatrix& grads, int64_t now_ms,
@@ -313,6 +328,9 @@ nb::class_<NamedTable> bind_table(nb::module_& module) {
                     "object, last_seen_s: object) -> None"));
   table.def("contains", &contains, nb::arg("ids"), nb::arg("found"), "Write to found, bool [n], which ids have a row.",
             nb::sig("def contains(self, ids: object, found: object) -> None"));
+  table.def("last_seen", &last_seen, nb::arg("ids"), nb::arg("found"), nb::arg("last_seen_s"),
+            "contains(), and when each row was last seen, int64 [n]. Counts as no pull.",
+            nb::sig("def last_seen(self, ids: object, found: object, last_seen_s: object) -> None"));
   table.def("push", &push, nb::arg("ids"), nb::arg("grads"), nb::kw_only(), nb::arg("now_ms"),
             nb::arg("counts") = nb::none(), nb::arg("event_times_ms") = nb::none(), nb::arg("event_time_ms") = -1,
             nb::arg("lr") = -1.0f, nb::arg("origins") = nb::list(), nb::arg("validated") = false,

@@ -15,10 +15,9 @@ void write_meta(const RowHeader* header, size_t at, const PullTarget& target) no
   constexpr RowHeader kNone{};
   const RowHeader& known = header != nullptr ? *header : kNone;
   if (target.found != nullptr) target.found[at] = header != nullptr;
-  if (target.updates == nullptr) return;
-  target.updates[at] = known.updates;
-  target.first_seen_s[at] = known.first_seen_s;
-  target.last_seen_s[at] = known.last_seen_s;
+  if (target.updates != nullptr) target.updates[at] = known.updates;
+  if (target.first_seen_s != nullptr) target.first_seen_s[at] = known.first_seen_s;
+  if (target.last_seen_s != nullptr) target.last_seen_s[at] = known.last_seen_s;
 }
 
 }  // namespace
@@ -99,7 +98,8 @@ void Table::read_window(std::span<const Part> parts, const PullTarget& target, f
   const uint32_t* sources = parts.front().items.sources;
   const DecodeRow decode = decoder(config_.stored, target.type);
   const DecodeRow convert = decoder(RowType::kFloat32, target.type);
-  const bool meta = target.found != nullptr || target.updates != nullptr;
+  const bool meta = target.found != nullptr || target.updates != nullptr || target.first_seen_s != nullptr ||
+                    target.last_seen_s != nullptr;
   const Part* current = nullptr;
   uint32_t alive_since = 0;
   look_up<0>(parts, row_bytes, [&](const Part& part, size_t i, uint32_t, const RowHeader* header) {
@@ -159,9 +159,7 @@ Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) 
   return Status::no_memory();
 }
 
-Status Table::contains(const uint64_t* ids, size_t count, uint8_t* found) const try {
-  PullTarget target;
-  target.found = found;
+Status Table::peek(const uint64_t* ids, size_t count, const PullTarget& target) const try {
   uint64_t missed = 0;
   return read(ids, count, target, missed);
 } catch (const std::bad_alloc&) {

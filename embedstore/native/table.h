@@ -118,7 +118,8 @@ class Table {
 
   // --- reads (table.cc)
   Status pull(const uint64_t* ids, size_t count, const PullTarget& target) const;
-  Status contains(const uint64_t* ids, size_t count, uint8_t* found) const;
+  // As pull, and no counter moves.
+  Status peek(const uint64_t* ids, size_t count, const PullTarget& target) const;
   Status scan(uint32_t chunk, ScannedChunk& out) const;
 
   // --- writes (table_write.cc)

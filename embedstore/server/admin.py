@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -126,5 +125,4 @@ class AdminService:
     def stats(self, request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
         """Stats."""
         self._serving.check_epoch(request.epoch)
-        stats = self._serving.store().stats()
-        return messages.stats_to_proto(replace(stats, followers=self._serving.sync().followers))
+        return messages.stats_to_proto(self._serving.stats())

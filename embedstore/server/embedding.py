@@ -13,6 +13,7 @@ from embedstore.errors import InvalidArgumentError, LimitError, UnsupportedError
 from embedstore.interface import IDS_PER_CALL_MAX, Origin, TablePush
 from embedstore.placement import chunks_of_ids
 from embedstore.server.interceptors import Guard
+from embedstore.server.sampling import Sampler
 from embedstore.server.serving import Serving
 from embedstore.v1 import store_pb2
 
@@ -27,6 +28,7 @@ class EmbeddingService:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        self._sampler = Sampler()
 
     def handler(self, guard: Guard) -> grpc.GenericRpcHandler[Any, Any]:
         """All methods, ready to be registered."""
@@ -66,7 +68,10 @@ class EmbeddingService:
                 writer.table(pull.table, dim, len(pull.ids), dtype, piece, rows)
             else:
                 writer.table(pull.table, dim, len(pull.ids), dtype, (table.native, pull.ids, dtype), None)
-        return _native.gather_message(writer.pieces())
+        message = _native.gather_message(writer.pieces())
+        for pull in request.tables:
+            self._sampler.served(store, pull.table, pull.ids)
+        return message
 
     def push(self, data: bytes) -> bytes:
         """Push: the columns are used where they lie in the message."""
@@ -83,12 +88,15 @@ class EmbeddingService:
                     f"PushRequest.tables[{i}].dim", f"must be {dim} for {part.table!r}, not {part.grads.shape[1]}"
                 )
             tables[part.table] = TablePush(*part[1:])
+        missing = self._sampler.missing(store, tables)
         result = store.push(
             tables,
             origins=request.origins,
             event_time_ms=request.event_time_ms,
             generations=request.generations,
         )
+        if not result.repeated:
+            self._sampler.trained(store, tables, request.event_time_ms, missing)
         return store_pb2.PushResponse(
             streams=messages.stream_states_to_proto(result.streams),
             repeated_push=result.repeated,

@@ -19,6 +19,7 @@ between two messages at most one delta.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ import numpy as np
 from embedstore import dense
 from embedstore._native import crc32c
 from embedstore.errors import InvalidArgumentError
+from embedstore.freshness import TRAINED_TO_PUBLISHED
 from embedstore.placement import check_shard, chunks_of_shard
 from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
 from embedstore.table import DELTA_HEADER_BYTES, ChunkStates, Table, delta_info
@@ -70,6 +72,7 @@ class TableFeed:
         self._incarnations = np.zeros(count, np.uint64)
         self._versions = np.zeros(count, np.uint64)
         self._sent_ms = np.full(count, NEVER_MS, np.int64)
+        self._changed_ms = np.zeros(count, np.int64)
         self._complete_ms = np.zeros(count, np.int64)
         self._claimed_sets = np.full(count, -1, np.int64)
         self._claimed_clocks_ms = np.zeros(count, np.int64)
@@ -100,10 +103,14 @@ class TableFeed:
         self._complete_ms[touched] = 0
         self._claimed_sets[touched] = -1
 
-    def due(self, now_ms: int, interval_ms: int, as_of_ms: int) -> np.ndarray:
-        """Indexes of the chunks to send now; remembers when the next one of those that must wait is due."""
+    def due(self, now_ms: int, interval_ms: int, as_of_ms: int, changed_ms: int = 0) -> np.ndarray:
+        """Indexes of the chunks to send now; remembers when the next one of those that must wait is due.
+
+        ``changed_ms``: when the first change since the last call was, by the wall clock; 0: not known.
+        """
         states = self._states()
         changed = (states.incarnations != self._incarnations) | (states.versions != self._versions)
+        self._changed_ms[changed & (self._changed_ms == 0)] = changed_ms
         self._complete_ms[~changed] = as_of_ms
         early = changed & (self._sent_ms > now_ms - interval_ms)
         self.next_due_ms = int(self._sent_ms[early].min()) + interval_ms if early.any() else None
@@ -114,8 +121,9 @@ class TableFeed:
         mine = slice(self._range.start - first, self._range.stop - first)
         return ChunkStates(*(column[mine] for column in states))
 
-    def delta(self, index: int, now_ms: int, as_of_ms: int) -> tuple[int, bytes]:
-        """The chunk at ``index`` and its delta after what was sent before."""
+    def delta(self, index: int, now_ms: int, as_of_ms: int) -> tuple[int, bytes, int]:
+        """The chunk at ``index``, its delta after what was sent before, and when the first change in it was (0: not
+        known)."""
         chunk = int(self._chunks[index])
         cursor = int(self._incarnations[index]), int(self._versions[index])
         data = self.table.delta(chunk, *cursor, embeddings_only=self._embeddings_only)
@@ -126,7 +134,8 @@ class TableFeed:
         watermarks = data[DELTA_HEADER_BYTES : DELTA_HEADER_BYTES + info.watermark_bytes]
         self._claimed_sets[index] = self._number(watermarks)
         self._claimed_clocks_ms[index] = info.clock_ms
-        return chunk, data
+        changed_ms, self._changed_ms[index] = int(self._changed_ms[index]), 0
+        return chunk, data, changed_ms
 
     def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
         """Watermarks and clocks that moved since the last one, of chunks that stand where the follower stands."""
@@ -228,6 +237,8 @@ class Feed:
         self._complete_ms = 0
         self._replaced_in = 0
         self._moved = True
+        self._tick = tables.tick()
+        self._probe, _ = tables.freshness.probes_after(0)
 
     def round(self) -> Iterator[sync_pb2.FollowResponse]:
         """Send what is due. Between two messages the caller may wait as long as it likes."""
@@ -237,7 +248,10 @@ class Feed:
         self._moved = True
         yield from self._opened_streams()
         yield from self._catalogue()
-        yield from self._deltas(now_ms, as_of_ms)
+        tick, changed_ms = self._source.tick(), self._source.changed_ms(self._tick)
+        yield from self._deltas(now_ms, as_of_ms, changed_ms or 0)
+        self._tick = tick
+        yield from self._probes()
         yield from self._dense_sets()
         complete_ms = min([as_of_ms, *(feed.complete_until_ms for feed in self._tables.values())])
         yield from self._heartbeats(complete_ms, replaced_in if complete_ms == as_of_ms else 0)
@@ -303,19 +317,40 @@ class Feed:
                 announcement = sync_pb2.TableAnnouncement(spec=feed.spec.to_proto())
                 yield sync_pb2.FollowResponse(table=announcement)
 
-    def _deltas(self, now_ms: int, as_of_ms: int) -> Iterator[sync_pb2.FollowResponse]:
+    def _deltas(self, now_ms: int, as_of_ms: int, changed_ms: int) -> Iterator[sync_pb2.FollowResponse]:
         bundle, size = sync_pb2.FollowResponse(), 0
+        changes: Counter[tuple[str, int]] = Counter()
         for name, feed in self._tables.items():
-            for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms).tolist():
-                chunk, delta = feed.delta(index, self._monotonic_ms(), as_of_ms)
+            for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms, changed_ms).tolist():
+                chunk, delta, since_ms = feed.delta(index, self._monotonic_ms(), as_of_ms)
                 for offset, data in split(delta):
                     if size and size + len(data) > PART_BYTES_MAX:
-                        yield bundle
+                        yield from self._publish(bundle, changes)
                         bundle, size = sync_pb2.FollowResponse(), 0
                     bundle.deltas.parts.add(table=name, chunk=chunk, offset=offset, length=len(delta), data=data)
                     size += len(data)
+                changes[name, since_ms] += 1
         if size:
-            yield bundle
+            yield from self._publish(bundle, changes)
+
+    def _publish(
+        self, bundle: sync_pb2.FollowResponse, changes: Counter[tuple[str, int]]
+    ) -> Iterator[sync_pb2.FollowResponse]:
+        """Send it, and count how long the changes in it had waited."""
+        bundle.deltas.sent_ms = self._clock_ms()
+        yield bundle
+        now_ms = self._clock_ms()
+        for (name, since_ms), count in changes.items():
+            if since_ms:
+                self._source.freshness.observe_ms(TRAINED_TO_PUBLISHED, name, now_ms - since_ms, count)
+        changes.clear()
+
+    def _probes(self) -> Iterator[sync_pb2.FollowResponse]:
+        self._probe, probes = self._source.freshness.probes_after(self._probe)
+        wanted = [probe for probe in probes if probe.table in self._tables]
+        if wanted:
+            messages = [sync_pb2.Probe(table=name, id=id_, event_time_ms=time_ms) for name, id_, time_ms in wanted]
+            yield sync_pb2.FollowResponse(probes=sync_pb2.Probes(probes=messages))
 
     def _dense_sets(self) -> Iterator[sync_pb2.FollowResponse]:
         for name, dense_set in self._source.dense_sets().items():

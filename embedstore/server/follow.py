@@ -137,6 +137,7 @@ class FollowerStore(Replica):
             sync_interval_ms=self._sync_interval_ms,
             standby=self._standby_place,
             complete_until_ms=complete_until_ms or self._complete_before_ms,
+            clock_ms=self._clock_ms,
         )
         link = LeaderLink(
             shard,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -25,11 +25,14 @@ from embedstore.errors import (
     TableNotFoundError,
     WrongShardError,
 )
+from embedstore.server.arrivals import Arrivals
 from embedstore.server.parts import Assembler, Cursors, from_bytes
 from embedstore.spec import TableSpec
+from embedstore.table_set import wall_clock_ms
 from embedstore.v1 import spec_pb2, store_pb2, sync_pb2
 
 if TYPE_CHECKING:
+    from embedstore.freshness import Freshness
     from embedstore.interface import DenseSet
     from embedstore.table import Table
 
@@ -47,6 +50,10 @@ class Holder(Protocol):
 
     def held(self, leader: int) -> list[str]:
         """The tables that ``leader`` announced."""
+
+    @property
+    def freshness(self) -> Freshness:
+        """What it measures."""
 
     def table(self, name: str) -> Table:
         """TableNotFoundError."""
@@ -76,8 +83,10 @@ class Intake:
         sync_interval_ms: int,
         standby: sync_pb2.StandbyPlace | None = None,
         complete_until_ms: int = 0,
+        clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._holder = holder
+        self._arrivals = Arrivals(holder, clock_ms)
         self._leader = leader
         self._only_tables = tuple(only_tables)
         self._embeddings_only = embeddings_only
@@ -155,6 +164,9 @@ class Intake:
         if kind == "deltas":
             for part in message.deltas.parts:
                 self._take_part(part)
+            self._arrivals.came(message.deltas.sent_ms, measured=self.complete_until_ms > 0)
+        elif kind == "probes":
+            self._arrivals.look_for(message.probes)
         elif kind == "heartbeat":
             self._take_heartbeat(message.heartbeat)
         elif kind == "dense":
@@ -214,6 +226,7 @@ class Intake:
             self._awaited.discard(key)
             self.deltas += 1
             self.delta_bytes += len(value)
+            self._arrivals.applied(part.table, part.chunk, value)
 
     def _mine(self, name: str) -> Table | None:
         """The table, unless this leader's idea of it is not the one that is held (it was dropped or made anew)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, StaleEpochError, WrongShardError
+from embedstore.server.metrics import Requests
 from embedstore.status import Topology, to_status
 
 log = logging.getLogger("embedstore.server")
@@ -23,34 +25,43 @@ log = logging.getLogger("embedstore.server")
 
 class Guard:
     """Wraps handlers; ``topology`` gives the record that is attached to errors about who owns what. At most ``workers``
-    handlers run at once; a call whose request has not arrived yet is none of them."""
+    handlers run at once; a call whose request has not arrived yet is none of them. ``requests`` counts them."""
 
-    def __init__(self, topology: Callable[[], Topology], workers: int) -> None:
+    def __init__(self, topology: Callable[[], Topology], workers: int, requests: Requests | None = None) -> None:
         self._topology = topology
         self._workers = threading.Semaphore(workers)
+        self._requests = requests or Requests()
 
-    def raw(self, handle: Callable[[bytes], bytes]) -> grpc.RpcMethodHandler[Any, Any]:
+    def raw(self, handle: Callable[[bytes], bytes], method: str = "") -> grpc.RpcMethodHandler[Any, Any]:
         """A unary method that reads and writes its own bytes."""
+        method = method or _camel_case(handle.__name__)
+        seconds = self._requests.histogram(method)
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
+            began_s = time.perf_counter()
             try:
                 with self._workers:
                     return handle(data)
             except Exception as error:
-                self.refuse(error, context)
+                self.refuse(error, context, method)
+            finally:
+                seconds.observe(time.perf_counter() - began_s)
 
         return grpc.unary_unary_rpc_method_handler(call)
 
     def unary(self, kind: type[Message], handle: Callable[[Any], Message]) -> grpc.RpcMethodHandler[Any, Any]:
         """A unary method over generated messages."""
-        return self.raw(lambda data: handle(parse(kind, data)).SerializeToString())
+        return self.raw(lambda data: handle(parse(kind, data)).SerializeToString(), _camel_case(handle.__name__))
 
     def stream(
         self, kind: type[Message], handle: Callable[[Any], Iterator[Message]]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """A method with one request and many answers."""
+        method = _camel_case(handle.__name__)
+        seconds = self._requests.histogram(method)
 
         def call(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            began_s = time.perf_counter()
             try:
                 messages = handle(parse(kind, data))
                 while True:
@@ -60,18 +71,25 @@ class Guard:
                         return
                     yield message.SerializeToString()
             except Exception as error:
-                self.refuse(error, context)
+                self.refuse(error, context, method)
+            finally:
+                seconds.observe(time.perf_counter() - began_s)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
-    def refuse(self, error: Exception, context: grpc.ServicerContext) -> NoReturn:
+    def refuse(self, error: Exception, context: grpc.ServicerContext, method: str) -> NoReturn:
         """End the call with the status of ``error``."""
+        self._requests.refuse(method, error)
         if isinstance(error, WrongShardError | StaleEpochError) and error.topology is None:
             error.topology = self._topology()
         if not isinstance(error, EmbedstoreError | InvalidArgumentError):
             log.error("a request failed over a bug", exc_info=error)
         context.abort_with_status(to_status(error))
         raise AssertionError("abort_with_status raises")
+
+
+def _camel_case(name: str) -> str:
+    return "".join(map(str.capitalize, name.split("_")))
 
 
 def parse(kind: type[Message], data: bytes) -> Any:

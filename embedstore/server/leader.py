@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError, StaleEpochError, UnavailableError
+from embedstore.interface import FollowerState
 from embedstore.server.feed import Feed, Pace
 from embedstore.status import to_status
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
@@ -45,21 +46,35 @@ class Window:
     stall_s: float = 120.0
 
 
+class _Sent(NamedTuple):
+    """A message on its way; ``complete_ms``: what it says is complete, 0: nothing."""
+
+    size: int
+    complete_ms: int
+
+
 class _Call:
     """What the two threads of one call share. ``ended`` is final, whoever sets it."""
 
     def __init__(
-        self, window: Window, wake: Callable[[], object], applied: Callable[[str, Mapping[str, int], int], object]
+        self,
+        peer: str,
+        window: Window,
+        wake: Callable[[], object],
+        applied: Callable[[str, Mapping[str, int], int], object],
     ) -> None:
+        self._peer = peer
         self._window = window
         self._applied = applied
         self._wake = wake
         self._condition = threading.Condition()
         self._wants: sync_pb2.FollowRequest | None = None
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[_Sent] = deque()
         self._in_flight_bytes = 0
         self._acknowledged = 0
+        self._complete_ms = 0
         self._sent = 0
+        self._sent_bytes = 0
         self._rounds: deque[tuple[int, int]] = deque()
         self._seen_tick = 0
         self._rewinds: list[sync_pb2.FollowRewind] = []
@@ -105,7 +120,9 @@ class _Call:
         if sequence > self._sent:
             raise InvalidArgumentError("FollowAck.sequence", f"{sequence} has not been sent yet")
         while self._acknowledged < sequence:
-            self._in_flight_bytes -= self._in_flight.popleft()
+            sent = self._in_flight.popleft()
+            self._in_flight_bytes -= sent.size
+            self._complete_ms = max(self._complete_ms, sent.complete_ms)
             self._acknowledged += 1
         while self._rounds and self._rounds[0][0] <= sequence:
             self._seen_tick = self._rounds.popleft()[1]
@@ -148,9 +165,23 @@ class _Call:
                 return False
             self._sent += 1
             message.sequence = self._sent
-            self._in_flight.append(size)
+            self._in_flight.append(_Sent(size, message.heartbeat.complete_until_ms))
             self._in_flight_bytes += size
+            self._sent_bytes += size
             return True
+
+    def state(self, now_ms: int) -> FollowerState:
+        """How this follower stands."""
+        with self._condition:
+            wants = self._wants
+            return FollowerState(
+                self._peer,
+                wants is not None and wants.wants.HasField("standby"),
+                max(now_ms - self._complete_ms, 0) / 1000 if self._complete_ms else float("inf"),
+                self._in_flight_bytes,
+                self._sent_bytes,
+                self._sent,
+            )
 
     def _has_room(self, size: int) -> bool:
         if not self._in_flight:
@@ -207,6 +238,13 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         with self._lock:
             return len(self._calls)
 
+    def follower_states(self) -> tuple[FollowerState, ...]:
+        """Who follows, and how far."""
+        with self._lock:
+            calls = list(self._calls)
+        now_ms = self._clock_ms()
+        return tuple(call.state(now_ms) for call in calls)
+
     def close(self) -> None:
         """End every call cleanly and refuse new ones; call it before the server stops. Twice is harmless."""
         with self._lock:
@@ -219,7 +257,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         self, request_iterator: Iterator[sync_pb2.FollowRequest], context: grpc.ServicerContext
     ) -> Iterator[sync_pb2.FollowResponse]:
         """See sync.proto."""
-        call = _Call(self._window, self._tables.notify, self._tables.standby_applied)
+        call = _Call(context.peer(), self._window, self._tables.notify, self._tables.standby_applied)
         try:
             self._admit(call)
             try:

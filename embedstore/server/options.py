@@ -31,7 +31,8 @@ class ShardOptions:
     ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
     ``credentials``: the process's own; with a certificate the port speaks TLS. ``mtls``: callers need one from
     ``credentials.tls_ca``. ``tokens``: see :class:`Tokens`; without, everyone who can connect may do everything.
-    Beyond loopback the port needs TLS, or ``plaintext_beyond_loopback``.
+    Beyond loopback the port needs TLS, or ``plaintext_beyond_loopback``. ``metrics``: host:port for Prometheus, none
+    without.
     """
 
     listen: str
@@ -58,6 +59,7 @@ class ShardOptions:
     mtls: bool = False
     tokens: Path | None = None
     plaintext_beyond_loopback: bool = False
+    metrics: str = ""
 
     def __post_init__(self) -> None:
         check_shard(self.shard, self.num_shards)
@@ -74,10 +76,15 @@ class ShardOptions:
             raise InvalidArgumentError("follow", "a standby must follow the shards whose place it can take")
         if self.advertise:
             parse_addresses(self.advertise)
-        host, colon, port = self.listen.rpartition(":")
+        self._check_port("listen", self.listen)
+        if self.metrics:
+            self._check_port("metrics", self.metrics)
+
+    def _check_port(self, name: str, listen: str) -> None:
+        host, colon, port = listen.rpartition(":")
         if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
-            raise InvalidArgumentError("listen", f"must be host:port, not {self.listen!r}")
-        if self.credentials.tls_cert is None and not (is_loopback(self.listen) or self.plaintext_beyond_loopback):
+            raise InvalidArgumentError(name, f"must be host:port, not {listen!r}")
+        if self.credentials.tls_cert is None and not (is_loopback(listen) or self.plaintext_beyond_loopback):
             raise InvalidArgumentError(
                 "tls_cert", f"is needed to listen on {host}, or plaintext_beyond_loopback if anyone there may listen in"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from embedstore.credentials import PLAIN, Credentials
@@ -18,6 +19,7 @@ from embedstore.status import Topology, topology_from_proto, topology_to_proto
 from embedstore.store import LocalStore
 
 if TYPE_CHECKING:
+    from embedstore.interface import StoreStats
     from embedstore.server.leader import SyncServicer
     from embedstore.server.takeover import Takeover
     from embedstore.table_set import TableSet
@@ -172,6 +174,11 @@ class Serving:
         self.store()
         assert self._sync is not None
         return self._sync
+
+    def stats(self) -> StoreStats:
+        """Numbers of the store and of those who follow it; :class:`UnavailableError` while there is none yet."""
+        stats, sync = self.store().stats(), self.sync()
+        return replace(stats, followers=sync.followers, follower_states=sync.follower_states())
 
     def writable(self) -> LocalStore:
         """What can be changed; :class:`ReadOnlyError` on a follower."""

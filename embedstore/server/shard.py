@@ -30,6 +30,7 @@ from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.interceptors import Guard, parse
 from embedstore.server.leader import SyncServicer
 from embedstore.server.membership import newest_record, watch_members
+from embedstore.server.metrics import Exposition, Requests, serve_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.security import TokenCheck, Tokens, server_credentials
 from embedstore.server.serving import EPOCH_FIRST, Serving
@@ -89,6 +90,8 @@ class Shard:
         self._sync: SyncServicer | None = None
         self._background: list[threading.Thread] = []
         self._ready = threading.Event()
+        self._measured = Requests()
+        self._metrics: Any = None
         self._requests = f"request-{next(_numbers)}"
         # A call takes a thread from its first byte on; whoever sends no second one must not keep others from theirs.
         calls_max = options.requests_max + options.followers_max
@@ -99,6 +102,12 @@ class Shard:
     def address(self) -> str:
         """host:port as it was opened; known after :meth:`start`."""
         return self._serving.address
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of the metrics as it was opened; "" without."""
+        host = self.options.metrics.rpartition(":")[0]
+        return "" if self._metrics is None else f"{host}:{self._metrics.server_address[1]}"
 
     @property
     def doing(self) -> str:
@@ -113,9 +122,11 @@ class Shard:
         neither open. A shard is ready when this returns; a follower after :meth:`wait_ready`."""
         self._open_port()
         try:
+            self._open_metrics()
             self._open_store()
         except BaseException:
             self._server.stop(0).wait()
+            self._close_metrics()
             raise
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -135,6 +146,7 @@ class Shard:
         self._end_requests()
         for thread in self._background:
             thread.join()
+        self._close_metrics()
         if self._standby is not None:
             self._standby.close()
         if self._store is not None:
@@ -162,7 +174,7 @@ class Shard:
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=options.requests_max + options.followers_max,
         )
-        guard = Guard(lambda: self._serving.topology, options.workers)
+        guard = Guard(lambda: self._serving.topology, options.workers, self._measured)
         server.add_generic_rpc_handlers(
             (
                 embedding.EmbeddingService(self._serving).handler(guard),
@@ -193,6 +205,17 @@ class Shard:
             raise UnavailableError(listen, "cannot listen there; is the port in use?")
         self._serving.address = f"{listen.rpartition(':')[0]}:{port}"
         self._server.start()
+
+    def _open_metrics(self) -> None:
+        options = self.options
+        if options.metrics:
+            exposition = Exposition(self._serving, self._measured)
+            self._metrics = serve_metrics(options.metrics, [exposition], options.credentials, mtls=options.mtls)
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.shutdown()
+            self._metrics.server_close()
 
     def _open_store(self) -> None:
         options = self.options
@@ -308,7 +331,7 @@ class _WhenReady:
         try:
             sync = self._serving.sync()
         except UnavailableError as error:
-            self._guard.refuse(error, context)
+            self._guard.refuse(error, context, "Follow")
         return sync.Follow((self._checked(data, context) for data in requests), context)
 
     def _checked(self, data: bytes, context: grpc.ServicerContext) -> Any:

@@ -242,8 +242,38 @@ class LeaderState(_message.Message):
     reconnects: int
     def __init__(self, address: _Optional[str] = ..., connected: _Optional[bool] = ..., age_s: _Optional[float] = ..., deltas: _Optional[int] = ..., reconnects: _Optional[int] = ...) -> None: ...
 
+class FollowerState(_message.Message):
+    __slots__ = ("peer", "standby", "lag_s", "in_flight_bytes", "sent_bytes", "sent_messages")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
+    LAG_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    standby: bool
+    lag_s: float
+    in_flight_bytes: int
+    sent_bytes: int
+    sent_messages: int
+    def __init__(self, peer: _Optional[str] = ..., standby: _Optional[bool] = ..., lag_s: _Optional[float] = ..., in_flight_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., sent_messages: _Optional[int] = ...) -> None: ...
+
+class Distribution(_message.Message):
+    __slots__ = ("measure", "table", "bounds", "counts", "total")
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    measure: str
+    table: str
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    total: float
+    def __init__(self, measure: _Optional[str] = ..., table: _Optional[str] = ..., bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., total: _Optional[float] = ...) -> None: ...
+
 class StatsResponse(_message.Message):
-    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks", "standbys")
+    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks", "standbys", "follower_states", "distributions")
     TABLES_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     LAST_CHECKPOINT_S_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +282,8 @@ class StatsResponse(_message.Message):
     LEADERS_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWER_STATES_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableStats]
     streams: _containers.RepeatedCompositeFieldContainer[_store_pb2.StreamState]
     last_checkpoint_s: float
@@ -260,7 +292,9 @@ class StatsResponse(_message.Message):
     leaders: _containers.RepeatedCompositeFieldContainer[LeaderState]
     corrupt_chunks: int
     standbys: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ..., standbys: _Optional[_Iterable[str]] = ...) -> None: ...
+    follower_states: _containers.RepeatedCompositeFieldContainer[FollowerState]
+    distributions: _containers.RepeatedCompositeFieldContainer[Distribution]
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ..., standbys: _Optional[_Iterable[str]] = ..., follower_states: _Optional[_Iterable[_Union[FollowerState, _Mapping]]] = ..., distributions: _Optional[_Iterable[_Union[Distribution, _Mapping]]] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
     __slots__ = ("kind", "name", "streams", "topology", "numbers", "problem")

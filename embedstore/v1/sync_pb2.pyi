@@ -92,7 +92,7 @@ class FollowRewind(_message.Message):
     def __init__(self, cursors: _Optional[_Union[TableCursors, _Mapping]] = ..., whole_table: _Optional[bool] = ...) -> None: ...
 
 class FollowResponse(_message.Message):
-    __slots__ = ("sequence", "table", "dropped", "deltas", "heartbeat", "dense", "streams")
+    __slots__ = ("sequence", "table", "dropped", "deltas", "heartbeat", "dense", "streams", "probes")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class FollowResponse(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     DENSE_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     table: TableAnnouncement
     dropped: TableDropped
@@ -107,7 +108,8 @@ class FollowResponse(_message.Message):
     heartbeat: Heartbeat
     dense: DensePart
     streams: OpenStreams
-    def __init__(self, sequence: _Optional[int] = ..., table: _Optional[_Union[TableAnnouncement, _Mapping]] = ..., dropped: _Optional[_Union[TableDropped, _Mapping]] = ..., deltas: _Optional[_Union[DeltaParts, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., dense: _Optional[_Union[DensePart, _Mapping]] = ..., streams: _Optional[_Union[OpenStreams, _Mapping]] = ...) -> None: ...
+    probes: Probes
+    def __init__(self, sequence: _Optional[int] = ..., table: _Optional[_Union[TableAnnouncement, _Mapping]] = ..., dropped: _Optional[_Union[TableDropped, _Mapping]] = ..., deltas: _Optional[_Union[DeltaParts, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., dense: _Optional[_Union[DensePart, _Mapping]] = ..., streams: _Optional[_Union[OpenStreams, _Mapping]] = ..., probes: _Optional[_Union[Probes, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
     __slots__ = ("streams",)
@@ -138,10 +140,28 @@ class TableDropped(_message.Message):
     def __init__(self, table: _Optional[str] = ...) -> None: ...
 
 class DeltaParts(_message.Message):
-    __slots__ = ("parts",)
+    __slots__ = ("parts", "sent_ms")
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    SENT_MS_FIELD_NUMBER: _ClassVar[int]
     parts: _containers.RepeatedCompositeFieldContainer[DeltaPart]
-    def __init__(self, parts: _Optional[_Iterable[_Union[DeltaPart, _Mapping]]] = ...) -> None: ...
+    sent_ms: int
+    def __init__(self, parts: _Optional[_Iterable[_Union[DeltaPart, _Mapping]]] = ..., sent_ms: _Optional[int] = ...) -> None: ...
+
+class Probes(_message.Message):
+    __slots__ = ("probes",)
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    probes: _containers.RepeatedCompositeFieldContainer[Probe]
+    def __init__(self, probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("table", "id", "event_time_ms")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    id: int
+    event_time_ms: int
+    def __init__(self, table: _Optional[str] = ..., id: _Optional[int] = ..., event_time_ms: _Optional[int] = ...) -> None: ...
 
 class DeltaPart(_message.Message):
     __slots__ = ("table", "chunk", "offset", "length", "data")

@@ -121,7 +121,7 @@ void check_sound(Table& table) {
     ScannedChunk scanned;
     CHECK(table.scan(chunk, scanned).ok());
     std::vector<uint8_t> found(scanned.ids.size());
-    CHECK(table.contains(scanned.ids.data(), scanned.ids.size(), found.data()).ok());
+    CHECK(table.peek(scanned.ids.data(), scanned.ids.size(), {.found = found.data()}).ok());
     CHECK(std::count(found.begin(), found.end(), 1) == static_cast<ptrdiff_t>(found.size()));
     rows += found.size();
     std::sort(scanned.ids.begin(), scanned.ids.end());

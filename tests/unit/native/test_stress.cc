@@ -191,7 +191,7 @@ struct Stormer {
       for (uint32_t d = 1; d < kDim; ++d) CHECK(rows[i * kDim + d] == rows[i * kDim]);
       CHECK(found[i] != 0 || rows[i * kDim] == 0);
     }
-    CHECK(follower.contains(ids.data(), ids.size(), found.data()).ok());
+    CHECK(follower.peek(ids.data(), ids.size(), {.found = found.data()}).ok());
   }
 
   void disturb() {

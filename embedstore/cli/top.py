@@ -1,0 +1,183 @@
+"""``embedstore top``: a live view of running processes, their tables and who follows whom."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from embedstore import messages
+from embedstore.cli.output import SERVERS_DEFAULT, WIDTH_OF_A_FILE, AsJson, Servers, TimeoutS, one_line_errors
+from embedstore.cli.sample import Followers, Member, Sample, take
+from embedstore.errors import InvalidArgumentError
+from embedstore.freshness import EVENT_TO_VISIBLE, TIME_TO_FIRST_EMBEDDING
+from embedstore.interface import StoreStats
+
+INTERVAL_S_MAX = 3600.0
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def top(
+    servers: Servers = SERVERS_DEFAULT,
+    followers: Followers = "",
+    interval_s: Annotated[float, typer.Option("--interval-s", help="Time between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, over one interval, print it and end.")] = False,
+    as_json: AsJson = False,
+    timeout_s: TimeoutS = 2.0,
+) -> None:
+    """Watch shards, followers and tables: rows, memory, pulls and pushes a second, lag. Ends with Ctrl-C.
+
+    With --json one object a line for every look, for programs.
+    """
+    with one_line_errors():
+        if not 0 < interval_s <= INTERVAL_S_MAX:
+            raise InvalidArgumentError("interval-s", f"must be in (0, {INTERVAL_S_MAX:g}], not {interval_s:g}")
+        try:
+            _watch(lambda: take(servers, followers, timeout_s), interval_s, once=once, as_json=as_json)
+        except KeyboardInterrupt:
+            raise typer.Exit from None
+
+
+def _watch(look: Callable[[], Sample], interval_s: float, *, once: bool, as_json: bool) -> None:
+    before = look()
+    if as_json or once:
+        while True:
+            time.sleep(interval_s)
+            now = look()
+            if as_json:
+                typer.echo(json.dumps(facts(before, now)))
+            else:
+                width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
+                Console(file=sys.stdout, width=width).print(_page(facts(before, now)))
+            if once:
+                return
+            before = now
+    with Live(_page(facts(before, before)), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        while True:
+            time.sleep(interval_s)
+            now = look()
+            live.update(_page(facts(before, now)), refresh=True)
+            before = now
+
+
+def facts(before: Sample, now: Sample) -> dict[str, Any]:
+    """What is shown, as plain values; rates are over the time between the two looks, 0 without one."""
+    seconds = now.at_s - before.at_s
+    known = {member.address: member.stats for member in before.members}
+    members = [_member(member, known.get(member.address), seconds) for member in now.members]
+    shards = [member.stats for member in now.members if member.stats is not None and member.role.startswith("shard")]
+    earlier = [known.get(member.address) for member in now.members if member.role.startswith("shard")]
+    tables = _tables(shards, [each for each in earlier if each], seconds)
+    return {"members": members, "tables": tables, "links": _links(now)}
+
+
+def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[str, Any]:
+    stats = member.stats
+    if stats is None:
+        return {"address": member.address, "role": member.role, "epoch": member.epoch, "problem": member.problem}
+    tables = stats.tables.values()
+    return {
+        "address": member.address,
+        "role": member.role,
+        "epoch": member.epoch,
+        "rows": sum(table.rows for table in tables),
+        "memory_bytes": sum(table.memory_bytes for table in tables),
+        "pulled_rows_per_s": _rate(stats, before, "pulled_rows", seconds),
+        "pushed_rows_per_s": _rate(stats, before, "pushed_rows", seconds),
+        "followers": stats.followers,
+        "age_s": max((leader.age_s for leader in stats.leaders), default=0.0),
+        "checkpoint_age_s": max(time.time() - stats.last_checkpoint_s, 0.0) if stats.last_checkpoint_s else None,
+        "uptime_s": stats.uptime_s,
+    }
+
+
+def _rate(now: StoreStats, before: StoreStats | None, counter: str, seconds: float, table: str | None = None) -> float:
+    """A process that was started anew counts from nothing, and shows no rate rather than a negative one."""
+    if before is None or seconds <= 0 or before.uptime_s > now.uptime_s:
+        return 0.0
+    names = now.tables if table is None else [table]
+    new = sum(getattr(now.tables[name], counter) for name in names if name in now.tables)
+    old = sum(getattr(before.tables[name], counter) for name in names if name in before.tables)
+    return float(max(new - old, 0)) / seconds
+
+
+def _tables(shards: list[StoreStats], before: list[StoreStats], seconds: float) -> list[dict[str, Any]]:
+    if not shards:
+        return []
+    now = messages.merge_stats(shards)
+    old = messages.merge_stats(before) if len(before) == len(shards) else None
+    return [
+        {
+            "table": name,
+            "rows": table.rows,
+            "memory_bytes": table.memory_bytes,
+            "bytes_per_row": table.memory_bytes / table.rows if table.rows else 0.0,
+            "pulled_rows_per_s": _rate(now, old, "pulled_rows", seconds, name),
+            "pushed_rows_per_s": _rate(now, old, "pushed_rows", seconds, name),
+            "inserted_rows_per_s": _rate(now, old, "inserted_rows", seconds, name),
+            "missed_share": table.missed_rows / table.pulled_rows if table.pulled_rows else 0.0,
+        }
+        for name, table in sorted(now.tables.items())
+    ]
+
+
+def _links(now: Sample) -> list[dict[str, Any]]:
+    """Who follows whom: as leaders see it, and how fresh followers are."""
+    links = [
+        {"leader": member.address, "follower": each.peer, "standby": each.standby, "lag_s": each.lag_s}
+        for member in now.members
+        if member.stats is not None
+        for each in member.stats.follower_states
+    ]
+    for member in now.members:
+        for (measure, table), found in member.stats.distributions.items() if member.stats else ():
+            if measure in (EVENT_TO_VISIBLE, TIME_TO_FIRST_EMBEDDING):
+                name = measure.removesuffix("_seconds")
+                quantiles = {f"{name}_p50_s": found.quantile(0.5), f"{name}_p99_s": found.quantile(0.99)}
+                links.append({"follower": member.address, "table": table, **quantiles})
+    return links
+
+
+def _page(shown: Mapping[str, Any]) -> Group:
+    links = [link for link in shown["links"] if "lag_s" in link]
+    fresh = [link for link in shown["links"] if "table" in link]
+    parts = [_table("processes", shown["members"]), _table("tables", shown["tables"])]
+    parts += [_table(title, rows) for title, rows in (("followers", links), ("freshness", fresh)) if rows]
+    return Group(Text(time.strftime("embedstore  %Y-%m-%d %H:%M:%S"), style="bold"), *parts)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", expand=False)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
+        numeric = any(isinstance(row.get(column), int | float) for row in rows)
+        table.add_column(column.removesuffix("_bytes").replace("_per_s", "/s"), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(column, row.get(column)) for column in columns))
+    return table
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if column == "memory_bytes":
+        return _bytes(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if column.endswith("_s") else f"{value:,.3g}"
+
+
+def _bytes(value: float) -> str:
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

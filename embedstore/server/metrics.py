@@ -1,0 +1,179 @@
+"""What a serving process tells a Prometheus server: counters and sizes of its store, how fresh its rows are, how long
+requests took, who follows it and how far.
+
+Everything is read from where it is counted anyway when somebody asks, so a scrape costs requests nothing. Names are in
+base units and begin with ``embedstore_``; labels are tables, methods, streams, peers, never ids. docs/metrics.md lists
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from embedstore.credentials import Credentials
+from embedstore.errors import UnavailableError
+from embedstore.freshness import MEANINGS, Distribution, Histogram
+from embedstore.interface import StoreStats, TableStats
+from embedstore.origins import is_client
+
+if TYPE_CHECKING:
+    from embedstore.server.serving import Serving
+
+PREFIX = "embedstore_"
+REQUEST_BOUNDS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SIZES = ("rows", "memory_bytes", "chunks", "tombstones", "sketch_bytes")
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+
+class Requests:
+    """How long handlers took, and what they refused, by method. Usable from any thread."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, Histogram] = {}
+        self.refused: Counter[tuple[str, str]] = Counter()
+
+    def histogram(self, method: str) -> Histogram:
+        """Where the times of a method are counted."""
+        return self.seconds.setdefault(method, Histogram(REQUEST_BOUNDS_S))
+
+    def refuse(self, method: str, error: Exception) -> None:
+        """Count a refusal."""
+        self.refused[method, type(error).__name__] += 1
+
+
+class Exposition(Collector):
+    """Turns a process's state into metrics; see the module."""
+
+    def __init__(self, serving: Serving, requests: Requests) -> None:
+        self._serving = serving
+        self._requests = requests
+
+    def collect(self) -> Iterator[Any]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        serving = self._serving
+        yield _gauge("ready", "1 when rows can be read.", serving.ready)
+        yield _gauge("fenced", "1 when others have taken this process's place.", serving.fenced)
+        yield _gauge("epoch", "Of the topology record that is served.", serving.topology.epoch)
+        yield from self._request_families()
+        try:
+            stats = serving.stats()
+        except UnavailableError:
+            return
+        yield from _tables(stats)
+        yield from _streams(stats)
+        yield from _replication(stats)
+        yield from distributions(stats.distributions)
+        yield _gauge("uptime_seconds", "Since the store was opened.", stats.uptime_s)
+        yield _gauge("corrupt_chunks", "Chunks that fell back at the last start.", stats.corrupt_chunks)
+        yield _gauge("last_checkpoint_timestamp_seconds", "Of the last checkpoint; 0: none.", stats.last_checkpoint_s)
+
+    def _request_families(self) -> Iterator[Family]:
+        seconds = _histograms("request_seconds", "Time in the handler of a request.", ["method"])
+        for method, histogram in list(self._requests.seconds.items()):
+            _add(seconds, [method], histogram.read())
+        refused = _counter("refused_requests", "Requests that were refused.", ["method", "error"])
+        for labels, count in list(self._requests.refused.items()):
+            refused.add_metric(labels, count)
+        yield from (seconds, refused)
+
+
+def distributions(found: Any) -> Iterator[Family]:
+    """Histograms by table, of what :mod:`embedstore.freshness` measures."""
+    for measure, meaning in MEANINGS.items():
+        family = _histograms(measure, meaning, ["table"])
+        for (name, table), distribution in found.items():
+            if name == measure:
+                _add(family, [table], distribution)
+        yield family
+
+
+def serve_metrics(listen: str, collectors: Iterable[Collector], credentials: Credentials, *, mtls: bool) -> Any:
+    """Answer scrapes at host:port, over TLS where there is a certificate; the server, which has ``shutdown``."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    for collector in collectors:
+        registry.register(collector)
+    host, _, port = listen.rpartition(":")
+    secure: dict[str, Any] = {}
+    if credentials.tls_cert is not None:
+        credentials.check()
+        secure = {"certfile": str(credentials.tls_cert), "keyfile": str(credentials.tls_key)}
+        if mtls:
+            secure |= {"client_cafile": str(credentials.tls_ca), "client_auth_required": True}
+    try:
+        server, _ = start_http_server(int(port), host.strip("[]"), registry, **secure)
+    except OSError as error:
+        raise UnavailableError(listen, f"metrics cannot be served there: {error.strerror or error}") from error
+    logging.getLogger("embedstore.server").info("metrics at %s:%d/metrics", host, server.server_address[1])
+    return server
+
+
+def _tables(stats: StoreStats) -> Iterator[Family]:
+    for column in fields(TableStats):
+        words = column.name.replace("_", " ")
+        size = column.name in _SIZES
+        family = (
+            _gauge(column.name, f"Now: {words}.", None, ["table"])
+            if size
+            else _counter(column.name, f"Since the start: {words}.", ["table"])
+        )
+        for table, numbers in stats.tables.items():
+            family.add_metric([table], getattr(numbers, column.name))
+        yield family
+
+
+def _streams(stats: StoreStats) -> Iterator[Family]:
+    positions = _gauge("stream_position", "Up to where all chunks have a stream.", None, ["stream", "state"])
+    for stream, state in stats.streams.items():
+        if not is_client(stream):
+            positions.add_metric([stream, "applied"], state.applied)
+            positions.add_metric([stream, "durable"], state.durable)
+    yield positions
+
+
+def _replication(stats: StoreStats) -> Iterator[Family]:
+    yield _gauge("followers", "Followers that are connected.", stats.followers)
+    lag = _gauge("follower_lag_seconds", "Age of what a follower has acknowledged.", None, ["peer", "standby"])
+    flying = _gauge("follower_in_flight_bytes", "Sent and not acknowledged.", None, ["peer", "standby"])
+    sent = _counter("follower_sent_bytes", "Sent on its present call.", ["peer", "standby"])
+    for follower in stats.follower_states:
+        labels = [follower.peer, str(follower.standby).lower()]
+        lag.add_metric(labels, follower.lag_s)
+        flying.add_metric(labels, follower.in_flight_bytes)
+        sent.add_metric(labels, follower.sent_bytes)
+    age = _gauge("leader_age_seconds", "How old the rows of a leader are here.", None, ["leader"])
+    connected = _gauge("leader_connected", "1 while the leader is followed.", None, ["leader"])
+    for leader in stats.leaders:
+        age.add_metric([leader.address], leader.age_s)
+        connected.add_metric([leader.address], leader.connected)
+    yield from (lag, flying, sent, age, connected)
+
+
+def _gauge(name: str, meaning: str, value: float | None, labels: list[str] | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, meaning, value=value, labels=labels)
+
+
+def _counter(name: str, meaning: str, labels: list[str]) -> CounterMetricFamily:
+    return CounterMetricFamily(PREFIX + name, meaning, labels=labels)
+
+
+def _histograms(name: str, meaning: str, labels: list[str]) -> HistogramMetricFamily:
+    unit = re.sub(r".*_", "", name)
+    return HistogramMetricFamily(PREFIX + name, meaning, labels=labels, unit=unit)
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], distribution: Distribution) -> None:
+    below, buckets = 0, []
+    for bound, count in zip([*map(str, distribution.bounds), "+Inf"], distribution.counts, strict=True):
+        below += count
+        buckets.append((bound, below))
+    family.add_metric(labels, buckets=buckets, sum_value=distribution.total)

@@ -1,0 +1,86 @@
+"""Looks at a few rows of a few requests, to measure how fresh rows are without costing requests much.
+
+At most one pull and one push of each table within ``INTERVAL_S`` are looked at, and ``IDS_MAX`` ids of it. Usable from
+any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedstore.freshness import EVENT_TO_TRAINED, SERVED_ROW_AGE, Probe
+from embedstore.interface import TablePush
+from embedstore.table_set import wall_clock_ms
+
+if TYPE_CHECKING:
+    from embedstore.table_set import TableSet
+
+INTERVAL_S = 0.05
+IDS_MAX = 16
+
+
+class Sampler:
+    """See the module; ``clock_ms`` is the wall clock, ``monotonic_s`` what intervals are measured with."""
+
+    def __init__(
+        self, *, clock_ms: Callable[[], int] = wall_clock_ms, monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock_ms = clock_ms
+        self._monotonic_s = monotonic_s
+        self._due_s: dict[tuple[str, str], float] = {}
+
+    def served(self, store: TableSet, name: str, ids: np.ndarray) -> None:
+        """These have been pulled."""
+        if not len(ids) or not self._is_due("pull", name):
+            return
+        seen = store.table(name).last_seen_s(ids[:IDS_MAX])
+        now_ms = self._clock_ms()
+        for seen_s in seen.tolist():
+            store.freshness.observe_ms(SERVED_ROW_AGE, name, now_ms - 1000 * seen_s)
+
+    def missing(self, store: TableSet, pushes: Mapping[str, TablePush]) -> dict[str, np.ndarray]:
+        """Before a push: of each table that is due, some places of ids without a row."""
+        found = {}
+        for name, push in pushes.items():
+            if len(push.ids) and self._is_due("push", name):
+                first = np.asarray(push.ids[:IDS_MAX])
+                places = np.flatnonzero(~store.table(name).contains(first))
+                if len(places):
+                    found[name] = places
+        return found
+
+    def trained(
+        self,
+        store: TableSet,
+        pushes: Mapping[str, TablePush],
+        event_time_ms: int | None,
+        missing: Mapping[str, np.ndarray],
+    ) -> None:
+        """After the push: how old its events are by now, and probes for the rows that it brought."""
+        now_ms = self._clock_ms()
+        for name, push in pushes.items():
+            times_ms = push.event_times_ms
+            latest_ms = int(np.max(times_ms)) if times_ms is not None and len(times_ms) else event_time_ms
+            if latest_ms is None or not len(push.ids):
+                continue
+            store.freshness.observe_ms(EVENT_TO_TRAINED, name, now_ms - latest_ms)
+            if name not in missing:
+                continue
+            places = missing[name]
+            ids = np.asarray(push.ids)[places]
+            there = store.table(name).contains(ids)
+            each = np.full(len(ids), latest_ms) if times_ms is None else np.asarray(times_ms)[places]
+            store.freshness.add_probes(
+                Probe(name, int(id_), int(time_ms)) for id_, time_ms in zip(ids[there], each[there], strict=True)
+            )
+
+    def _is_due(self, what: str, name: str) -> bool:
+        now_s = self._monotonic_s()
+        if now_s < self._due_s.get((what, name), 0.0):
+            return False
+        self._due_s[what, name] = now_s + INTERVAL_S
+        return True

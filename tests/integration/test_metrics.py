@@ -1,0 +1,217 @@
+"""What processes tell Prometheus is what happened, for shards, followers and followers of followers."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from certificates import Authority
+from processes import free_port, run
+from prometheus_client.parser import text_string_to_metric_families
+
+import embedstore as es
+from embedstore.credentials import PLAIN
+from embedstore.freshness import MEANINGS, TIME_TO_FIRST_EMBEDDING
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
+
+TABLE = es.TableSpec("items", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Shard]]:
+    with ExitStack() as stack:
+
+        def shard(**options: Any) -> Shard:
+            server = Shard(
+                ShardOptions(**{"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "sync_interval_ms": 10, **options})
+            )
+            server.start()
+            stack.callback(server.stop)
+            return server
+
+        yield shard
+
+
+def scraped(shard: Shard, context: ssl.SSLContext | None = None) -> dict[tuple[str, ...], float]:
+    """Every sample by name and labels' values."""
+    scheme = "http" if context is None else "https"
+    with urllib.request.urlopen(f"{scheme}://{shard.metrics_address}/metrics", context=context, timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name.removeprefix("embedstore_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def until(found: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not found():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def test_a_new_id_is_measured_all_the_way_to_the_last_follower(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    follower = start(follow=[leader.address])
+    last = start(follow=[follower.address])
+    assert last.wait_ready(TIMEOUT_S)
+    with es.connect(leader.address) as store:
+        event_ms = now_ms() - 400
+        began_s = time.monotonic()
+        store.push({"items": ([7, 8], np.ones((2, 2)))}, event_time_ms=event_ms)
+        until(lambda: scraped(last).get((f"{TIME_TO_FIRST_EMBEDDING}_count", "items")) == 2)
+        took_s = time.monotonic() - began_s
+        for shard in (follower, last):
+            found = scraped(shard)
+            mean_s = found[f"{TIME_TO_FIRST_EMBEDDING}_sum", "items"] / 2
+            assert 0.4 <= mean_s <= 0.5 + took_s
+            for measure in ("event_to_visible_seconds", "published_to_visible_seconds"):
+                assert found[f"{measure}_count", "items"] >= 1
+            assert 0.4 <= found["event_to_visible_seconds_sum", "items"] <= 2 * (0.5 + took_s)
+        found = scraped(leader)
+        assert 0.4 <= found["event_to_trained_seconds_sum", "items"] <= 0.5 + took_s
+        assert found["trained_to_published_seconds_count", "items"] >= 1
+        assert found["followers",] == 1
+        [lag_s] = [value for key, value in found.items() if key[0] == "follower_lag_seconds"]
+        assert lag_s <= 1 + took_s
+        store.push({"items": ([7], np.ones((1, 2)))}, event_time_ms=now_ms())
+        assert scraped(leader)["event_to_trained_seconds_count", "items"] == 2
+    with es.connect(last.address) as reader:
+        reader.pull({"items": [7, 9]})
+        until(lambda: ("served_row_age_seconds_count", "items") in scraped(last))
+        stats = reader.stats()
+        assert stats.distributions[TIME_TO_FIRST_EMBEDDING, "items"].num_values == 2
+        assert stats.leaders[0].age_s < TIMEOUT_S
+
+
+def test_a_shard_says_what_it_holds_and_what_it_refused(start: Callable[..., Shard], tmp_path: Path) -> None:
+    shard = start(tables=[TABLE], data=tmp_path / "data")
+    with es.connect(shard.address) as store:
+        store.open_stream("topic/0", 5)
+        store.push({"items": ([1, 2, 3], np.ones((3, 2)))}, origins=[es.Origin("topic/0", 5, 9)])
+        with pytest.raises(es.GapError):
+            store.push({"items": ([1], np.ones((1, 2)))}, origins=[es.Origin("topic/0", 50, 51)])
+        store.checkpoint()
+        store.pull({"items": [1, 4]})
+    found = scraped(shard)
+    assert found["rows", "items"] == 3
+    assert found["memory_bytes", "items"] > 0
+    assert found["pushed_rows_total", "items"] == 3
+    assert found["missed_rows_total", "items"] == 1
+    assert found["stream_position", "applied", "topic/0"] == 9
+    assert found["stream_position", "durable", "topic/0"] == 9
+    assert found["request_seconds_count", "Push"] == 2
+    assert found["refused_requests_total", "GapError", "Push"] == 1
+    assert (found["ready",], found["fenced",], found["epoch",]) == (1, 0, 1)
+    assert abs(found["last_checkpoint_timestamp_seconds",] - time.time()) < TIMEOUT_S
+    assert not any("client/" in label for key in found for label in key)
+
+
+def test_the_manual_lists_every_metric(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    start(follow=[leader.address])
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    listed = set(re.findall(r"`embedstore_([a-z_]+)", manual))
+    with urllib.request.urlopen(f"http://{leader.metrics_address}/metrics", timeout=10) as answer:
+        families = {family.name for family in text_string_to_metric_families(answer.read().decode())}
+    told = {name.removeprefix("embedstore_") for name in families if name.startswith("embedstore_")}
+    assert {name.removesuffix("_total") for name in listed} == told
+    assert listed >= set(MEANINGS)
+
+
+def test_metrics_go_over_tls_where_the_port_does(start: Callable[..., Shard], tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    server, client = authority.credentials("server"), authority.credentials("client")
+    shard = start(tables=[TABLE], credentials=server, mtls=True)
+    context = ssl.create_default_context(cafile=client.tls_ca)
+    with pytest.raises(OSError, match=r"(?i)certificate|reset|closed|EOF"):
+        scraped(shard, context)
+    assert client.tls_cert is not None
+    context.load_cert_chain(client.tls_cert, client.tls_key)
+    assert scraped(shard, context)["ready",] == 1
+
+
+def test_a_port_in_use_is_told_and_leaves_nothing_open(start: Callable[..., Shard]) -> None:
+    first = start(tables=[TABLE])
+    options = ShardOptions("127.0.0.1:0", metrics=first.metrics_address)
+    with pytest.raises(es.UnavailableError, match="metrics cannot be served there"):
+        Shard(options).start()
+    with pytest.raises(es.InvalidArgumentError, match="metrics"):
+        ShardOptions("127.0.0.1:0", metrics="nowhere")
+    with pytest.raises(es.InvalidArgumentError, match="plaintext"):
+        ShardOptions("127.0.0.1:0", metrics="0.0.0.0:9", credentials=PLAIN)
+
+
+def lines(*arguments: str) -> list[dict[str, Any]]:
+    done = run([*arguments, "--json"])
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_lag_and_top_show_what_all_processes_say(start: Callable[..., Shard]) -> None:
+    leaders = [start(tables=[TABLE], shard=i, num_shards=2) for i in range(2)]
+    addresses = ",".join(shard.address for shard in leaders)
+    follower = start(follow=[shard.address for shard in leaders])
+    assert follower.wait_ready(TIMEOUT_S)
+    at = ("--servers", addresses, "--followers", follower.address)
+    stop = threading.Event()
+
+    def write() -> None:
+        with es.connect(addresses) as store:
+            ids = np.arange(64, dtype=np.uint64)
+            while not stop.wait(0.02):
+                store.push({"items": (ids, np.ones((64, 2), np.float32))}, event_time_ms=now_ms())
+                store.pull({"items": ids})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        until(lambda: (TIME_TO_FIRST_EMBEDDING + "_count", "items") in scraped(follower))
+        rows = lines("shard", "lag", *at)
+        shown = lines("top", "--once", "--interval-s", "0.5", *at)
+        text = run(["top", "--once", "--interval-s", "0.2", *at])
+    finally:
+        stop.set()
+        writer.join()
+    times = {row["measure"]: row for row in rows if "measure" in row}
+    assert {measure.removesuffix("_seconds") for measure in MEANINGS} <= set(times)
+    for row in times.values():
+        assert 0 <= row["p50_s"] <= row["p99_s"] < TIMEOUT_S, row
+    assert {row["leader"] for row in rows if "leader" in row} == {shard.address for shard in leaders}
+    [facts] = shown
+    assert [member["role"] for member in facts["members"]] == ["shard 0/2", "shard 1/2", "follower"]
+    assert sum(member["rows"] for member in facts["members"][:2]) == facts["members"][2]["rows"] == 64
+    [table] = facts["tables"]
+    assert table["rows"] == 64
+    assert table["pushed_rows_per_s"] > 64
+    assert table["pulled_rows_per_s"] > 64
+    assert text.returncode == 0
+    assert "items" in text.stdout
+    assert follower.address in text.stdout
+
+
+def test_a_process_that_is_gone_is_shown_as_gone(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    nobody = f"127.0.0.1:{free_port()}"
+    [facts] = lines("top", "--once", "--interval-s", "0.1", "--servers", leader.address, "--followers", nobody)
+    assert [member.get("problem", "") == "" for member in facts["members"]] == [True, False]
+    lag = run(["shard", "lag", "--servers", nobody])
+    assert (lag.returncode, nobody in lag.stderr) == (1, True)
+    assert "interval-s" in run(["top", "--interval-s", "0"]).stderr

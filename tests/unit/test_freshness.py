@@ -1,0 +1,62 @@
+"""Distributions say what the values were, within their bounds, and add up; probes are not sent twice."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedstore.freshness import BOUNDS_S, PROBES_MAX, Freshness, Histogram, Probe, merge
+
+SECONDS = st.lists(st.floats(0, 2 * BOUNDS_S[-1]), max_size=60)
+
+
+def counted(values: list[float]) -> Histogram:
+    histogram = Histogram()
+    for value in values:
+        histogram.observe(value)
+    return histogram
+
+
+@given(SECONDS, st.floats(0.01, 1.0))
+def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], share: float) -> None:
+    found = counted(values).read().quantile(share)
+    if not values:
+        assert math.isnan(found)
+        return
+    true = sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
+    place = int(np.searchsorted(BOUNDS_S, true))
+    low, high = (0.0, *BOUNDS_S)[place], (*BOUNDS_S, math.inf)[place]
+    assert low <= found <= high
+
+
+@given(SECONDS, SECONDS)
+def test_counts_of_two_processes_add_up(a: list[float], b: list[float]) -> None:
+    key = ("m", "t")
+    merged = merge([{key: counted(a).read()}, {key: counted(b).read()}])[key]
+    both = counted(a + b).read()
+    assert merged.counts == both.counts
+    assert math.isclose(merged.total, both.total, abs_tol=1e-6)
+
+
+def test_a_clock_that_is_behind_counts_as_no_time() -> None:
+    freshness = Freshness()
+    freshness.observe_ms("m", "t", -5000, 3)
+    [distribution] = freshness.read().values()
+    assert (distribution.num_values, distribution.total, distribution.quantile(0.5) <= BOUNDS_S[0]) == (3, 0.0, True)
+
+
+@given(st.lists(st.integers(1, 2 * PROBES_MAX), max_size=8))
+def test_each_probe_is_given_once_and_the_latest_are_kept(sizes: list[int]) -> None:
+    freshness = Freshness()
+    number, probes = freshness.probes_after(0)
+    added = 0
+    for size in sizes:
+        freshness.add_probes(Probe("t", added + i, 0) for i in range(size))
+        number, probes = freshness.probes_after(number)
+        expected = range(added + max(0, size - PROBES_MAX), added + size)
+        assert [probe.id for probe in probes] == list(expected)
+        added += size
+    assert freshness.probes_after(number) == (number, [])
