@@ -325,11 +325,11 @@ class _Blobs:
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
     """A new directory that gets the name ``target`` in the end, or goes."""
-    if not target.parent.is_dir():
-        raise InvalidArgumentError("directory", f"{target.parent} is none")
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise InvalidArgumentError("directory", f"{target} is there already, and not empty")
     try:
+        if not target.parent.is_dir():
+            raise InvalidArgumentError("directory", f"{target.parent} is none")
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            raise InvalidArgumentError("directory", f"{target} is there already, and not empty")
         partial = target.parent / f".{target.name}.{os.getpid()}.partial"
         partial.mkdir()
     except OSError as problem:

@@ -156,16 +156,19 @@ class Manifest:
 def read_manifest(path: Path) -> ManifestContents:
     """All of a manifest as it is now, without its lock and without a trace: its owner may go on.
     :class:`CorruptCheckpointError`."""
-    if not (path / "CURRENT").exists():
-        raise CorruptCheckpointError(str(path.parent), "holds no store")
-    for _ in range(ATTEMPTS_MAX):
-        names = _files(path)
-        try:
-            return _read_aside(path, names)
-        except CorruptCheckpointError:
-            # The owner may have begun a new file, or deleted one, meanwhile.
-            if _files(path) == names:
-                raise
+    try:
+        if not (path / "CURRENT").exists():
+            raise CorruptCheckpointError(str(path.parent), "holds no store")
+        for _ in range(ATTEMPTS_MAX):
+            names = _files(path)
+            try:
+                return _read_aside(path, names)
+            except CorruptCheckpointError:
+                # The owner may have begun a new file, or deleted one, meanwhile.
+                if _files(path) == names:
+                    raise
+    except OSError as problem:
+        raise CorruptCheckpointError(str(path), str(problem)) from problem
     raise CorruptCheckpointError(str(path), "does not hold still")
 
 

@@ -4,105 +4,24 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import COUNTED, STREAM, blobs, damage, file_size_limit, ones, segments, state
-from delta_reader import read_delta
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import Process, free_port, run
+from moved_stores import make, open_shard, push_all, whole
+from processes import Process, run
 
 import embedstore as es
-from embedstore.client import RemoteStore
 from embedstore.errors import CorruptCheckpointError
 from embedstore.export import export_store, import_store
-from embedstore.placement import shard_of_dense_set, split
+from embedstore.records import watermarks_by_chunk
 from embedstore.snapshot import verify
 from embedstore.store import LocalStore
 from embedstore.table import delta_info
-
-NOW_MS = 1_700_000_000_000
-COUNTING = es.TableSpec(
-    "counting", dim=3, optimizer=es.Adagrad(lr=0.1), num_chunks=16, admission=es.MinCount(2), ttl_s=1000.0
-)
-TABLES = (COUNTED, COUNTING)
-OTHER = "file/other/0"
-DENSE = ("a", "b", "c", "model")
-
-
-def open_shard(path: Path, shard: int = 0, num_shards: int = 1, **options: Any) -> LocalStore:
-    return LocalStore(path, TABLES, shard=shard, num_shards=num_shards, clock_ms=lambda: NOW_MS, **options)
-
-
-def push_all(stores: Sequence[LocalStore], ids: np.ndarray, begin: int, end: int, time_ms: int = NOW_MS) -> None:
-    """Every shard takes its share of the ids, as from a client."""
-    for shard, store in enumerate(stores):
-        parts = {}
-        for spec in TABLES:
-            places = split(ids, spec.num_chunks, len(stores))[shard]
-            own = ids if places is None else ids[places]
-            parts[spec.name] = (own, ones(len(own), spec.dim))
-        store.push(parts, origins=[es.Origin(STREAM, begin, end)], event_time_ms=time_ms)
-
-
-def make(path: Path, num_shards: int, **options: Any) -> list[Path]:
-    """Directories of shards with bases, deltas, removals, counts below admission, streams and dense sets."""
-    rng = np.random.default_rng(num_shards)
-    paths = [path / f"{num_shards}-{shard}" for shard in range(num_shards)]
-    stores = [open_shard(each, shard, num_shards, **options) for shard, each in enumerate(paths)]
-    for store in stores:
-        store.open_stream(STREAM, 5)
-        store.open_stream(STREAM, 0)
-    for step in range(4):
-        push_all(stores, rng.integers(0, 150, 200, np.uint64), 5 + step, 6 + step, NOW_MS - 5000 + 1000 * step)
-        for shard, store in enumerate(stores):
-            keys = np.arange(step * 7, step * 7 + 5, dtype=np.uint64)
-            places = split(keys, COUNTED.num_chunks, num_shards)[shard]
-            store.delete("items", keys if places is None else keys[places])
-            store.checkpoint()
-    for store in stores:
-        store.open_stream(OTHER, 3)
-    for number, name in enumerate(DENSE):
-        store = stores[shard_of_dense_set(name, num_shards)]
-        store.put_dense(name, {"w": np.full(4, number)}, {STREAM: 7})
-    for store in stores:
-        store.close()
-    return paths
-
-
-def whole(paths: Sequence[Path]) -> dict[str, Any]:
-    """What all shards hold together, bit for bit: everything that a delta has except whose history it is."""
-    found: dict[str, Any] = {"chunks": {}, "streams": {}, "dense": {}}
-    for shard, path in enumerate(paths):
-        with open_shard(path, shard, len(paths)) as store:
-            for name, table in store.table_map().items():
-                found["chunks"] |= {(name, chunk): chunk_content(table.delta(chunk)) for chunk in table.chunks}
-            found["streams"][shard] = store.open_streams()
-            for name, each in store.dense_sets().items():
-                assert shard_of_dense_set(name, len(paths)) == shard
-                found["dense"][name] = (each.tensors["w"].tolist(), dict(each.position), each.version)
-    assert len({json.dumps(each, sort_keys=True) for each in found["streams"].values()}) == 1
-    found["streams"] = found["streams"][0]
-    return found
-
-
-def chunk_content(delta: bytes) -> dict[str, Any]:
-    """All of a full delta that does not depend on where its rows lie."""
-    read = read_delta(delta)
-    columns = (read.ids, read.versions, read.first_seen_s, read.last_seen_s, read.updates)
-    values = zip(*(column.tolist() for column in columns), read.embeddings, read.states, strict=True)
-    return {
-        "rows": sorted((*numbers, row.tobytes(), state.tobytes()) for *numbers, row, state in values),
-        "gone": sorted(zip(read.tombstone_ids.tolist(), read.tombstone_reasons.tolist(), strict=True)),
-        "counts": sorted(entry for block in read.sketch_blocks.values() for entry in block.values()),
-        "sketch": (read.sketch_slots, read.sketch_halvings),
-        "at": (read.to_version, read.clock_ms, read.watermarks),
-    }
 
 
 @settings(max_examples=8, deadline=None)
@@ -136,6 +55,25 @@ def test_imported_chunks_begin_new_histories_with_the_exported_ones_as_parents(t
         assert parents == {chunk: delta_info(table.delta(chunk)).parent_incarnation for chunk in table.chunks}
         assert all(delta_info(table.delta(chunk)).incarnation != parents[chunk] for chunk in table.chunks)
         assert store.open_streams()[STREAM] == (5, 2)
+
+
+def test_an_imported_chunk_that_cannot_be_read_falls_back_to_where_any_shard_had_its_table_begin(
+    tmp_path: Path,
+) -> None:
+    old = [tmp_path / "0", tmp_path / "1"]
+    for shard, (path, began) in enumerate(zip(old, (30, 20), strict=True)):
+        with open_shard(path, shard, 2) as store:
+            store.open_stream(STREAM, 0)
+            store.push({}, origins=[es.Origin(STREAM, 0, began)])
+            store.create_table(es.TableSpec("late", dim=1, num_chunks=4))
+            store.push({}, origins=[es.Origin(STREAM, began, 40)])
+    export_store(old, tmp_path / "export")
+    import_store(tmp_path / "export", tmp_path / "new", 0, 1)
+    for chunk in (0, 3):
+        damage(tmp_path / "new", blobs(tmp_path / "new", "late")[chunk][0])
+    with open_shard(tmp_path / "new") as store:
+        stands_at = {chunk: known[STREAM] for chunk, known in watermarks_by_chunk(store.table("late")).items()}
+        assert stands_at == {0: 20, 1: 40, 2: 40, 3: 20}
 
 
 def test_an_older_checkpoint_can_be_gone_back_to(tmp_path: Path) -> None:
@@ -252,6 +190,22 @@ def test_a_place_that_is_taken_is_refused_and_left_alone(tmp_path: Path) -> None
     import_store(tmp_path / "export", taken, 0, 1)
 
 
+def test_names_that_cannot_be_are_refused_as_any_other(tmp_path: Path) -> None:
+    (path,) = make(tmp_path, 1)
+    export_store([path], tmp_path / "export")
+    bad = tmp_path / ("x" * 300)
+    calls: list[tuple[type[es.EmbedstoreError], Callable[[], object]]] = [
+        (CorruptCheckpointError, lambda: export_store([bad], tmp_path / "new")),
+        (CorruptCheckpointError, lambda: verify(bad)),
+        (CorruptCheckpointError, lambda: import_store(bad, tmp_path / "new", 0, 1)),
+        (es.CheckpointFailedError, lambda: export_store([path], bad)),
+        (es.CheckpointFailedError, lambda: import_store(tmp_path / "export", bad, 0, 1)),
+    ]
+    for error, call in calls:
+        with pytest.raises(error, match="too long"):
+            call()
+
+
 def test_verify_names_every_bad_blob(tmp_path: Path) -> None:
     (path,) = make(tmp_path, 1)
     good = verify(path)
@@ -291,66 +245,6 @@ def test_a_running_shard_can_be_looked_at_and_exported_and_is_not_disturbed(tmp_
         assert process.terminate() == 0
     import_store(tmp_path / "x", tmp_path / "new", 0, 1)
     assert whole([tmp_path / "new"]) == whole([path])
-
-
-def serve_all(stack: ExitStack, paths: Sequence[Path]) -> tuple[list[Process], RemoteStore]:
-    """A cluster over these directories, as an operator starts it, and a client."""
-    ports = [free_port() for _ in paths]
-    peers = ",".join(f"127.0.0.1:{port}" for port in ports)
-    processes = [
-        stack.enter_context(
-            Process(
-                "--listen",
-                f"127.0.0.1:{port}",
-                "--peers",
-                peers,
-                "--shard",
-                f"{shard}/{len(paths)}",
-                "--data",
-                str(path),
-            )
-        )
-        for shard, (path, port) in enumerate(zip(paths, ports, strict=True))
-    ]
-    return processes, stack.enter_context(es.connect(peers))
-
-
-def command(*arguments: str | Path) -> None:
-    done = run(["checkpoint", *map(str, arguments)])
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_cluster_of_two_becomes_one_of_three_and_then_of_one_and_takes_what_comes_next(tmp_path: Path) -> None:
-    """By its commands; a push that a shard had already is a repeat in whatever cluster the store is by then."""
-    data = make(tmp_path, 2)
-    at, ids = 9, np.arange(150, dtype=np.uint64)
-    for after in (3, 1, 1):
-        with ExitStack() as stack:
-            processes, store = serve_all(stack, data)
-            assert store.open_stream(STREAM, 0).watermarks == (at,)
-            for position in (at - 1, at):
-                parts = {"items": (ids, ones(150)), "counting": (ids, ones(150, 3))}
-                pushed = store.push(parts, origins=[es.Origin(STREAM, position, position + 1)], event_time_ms=NOW_MS)
-                assert pushed.repeated == (position < at)
-            at += 1
-            before = store.pull({spec.name: ids for spec in TABLES}, meta=True)
-            dense = {name: store.get_dense(name).tensors["w"].tolist() for name in DENSE}
-            assert [process.terminate() for process in processes] == [0] * len(data)
-        command("export", *data, "--to", tmp_path / f"export-{at}")
-        old, data = data, [tmp_path / f"{at}-{shard}" for shard in range(after)]
-        for shard, path in enumerate(data):
-            command("import", tmp_path / f"export-{at}", "--data", path, "--shard", f"{shard}/{after}")
-        assert whole(data) == whole(old)
-        with ExitStack() as stack:
-            _, store = serve_all(stack, data)
-            same(store.pull({spec.name: ids for spec in TABLES}, meta=True), before)
-            assert {name: store.get_dense(name).tensors["w"].tolist() for name in DENSE} == dense
-
-
-def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name, rows in expected.items():
-        for field in ("embeddings", "found", "updates", "first_seen_s", "last_seen_s"):
-            np.testing.assert_array_equal(getattr(found[name], field), getattr(rows, field), strict=True)
 
 
 def test_an_export_beside_checkpoints_holds_one_moment(tmp_path: Path) -> None:
