@@ -88,6 +88,10 @@ class Lookup:
         found = [(piece, answer.meta.found) for piece, answer in answers if answer.meta is not None]
         return self._spread(np.zeros(len(self.unique), bool), found)
 
+    def marked(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """Which of all ids are of these pieces: bool [n]."""
+        return self._spread(np.zeros(len(self.unique), bool), [(piece, True) for piece in pieces])
+
     def _spread(self, out: np.ndarray, answers: Sequence[tuple[Piece, Any]]) -> np.ndarray:
         for piece, values in answers:
             out[slice(None) if piece.positions is None else piece.positions] = values

@@ -28,8 +28,9 @@ from embedstore.batches import (
     push_part,
     read_pull,
 )
-from embedstore.cluster import Call, Cluster, Reply, Route, discover
+from embedstore.cluster import Call, Cluster, Plan, Reply, Route, discover
 from embedstore.credentials import Credentials
+from embedstore.degraded import Defaults, OnUnavailable, Pulled, check_on_unavailable
 from embedstore.errors import StaleGenerationError, UnavailableError
 from embedstore.interface import (
     CheckpointResult,
@@ -68,24 +69,30 @@ def connect(
     retry_s: float = 30.0,
     slow_timeout_s: float = 600.0,
     credentials: Credentials | None = None,
+    on_unavailable: OnUnavailable = "raise",
 ) -> RemoteStore:
     """A store on the shard servers at ``addresses`` ("host:port,host:port"); any one member that knows all is enough.
 
     ``timeout_s``: for one attempt of a call; ``retry_s``: for all attempts together, after which
     :class:`UnavailableError` names the address; ``slow_timeout_s``: for a checkpoint, a dense set or a scan.
     ``credentials``: TLS and token; those of the environment when not given
-    (:meth:`embedstore.credentials.Credentials.from_environment`).
+    (:meth:`embedstore.credentials.Credentials.from_environment`). ``on_unavailable="default"``: a pull whose patience
+    with a shard has ended reads that shard's ids as the table's default, and says which (:class:`Pulled`).
     """
+    check_on_unavailable(on_unavailable)
     credentials = Credentials.from_environment() if credentials is None else credentials
     cluster = discover(addresses, Patience(timeout_s, retry_s), credentials)
-    return RemoteStore(cluster, slow_timeout_s=slow_timeout_s)
+    return RemoteStore(cluster, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable)
 
 
 class RemoteStore(Session):
     """See the module and :class:`embedstore.interface.Store`."""
 
-    def __init__(self, peers: Cluster, *, slow_timeout_s: float = 600.0) -> None:
+    def __init__(
+        self, peers: Cluster, *, slow_timeout_s: float = 600.0, on_unavailable: OnUnavailable = "raise"
+    ) -> None:
         super().__init__(peers)
+        self._defaults = Defaults() if on_unavailable == "default" else None
         self._slow = replace(
             peers.patience, timeout_s=slow_timeout_s, retry_s=max(slow_timeout_s, peers.patience.retry_s)
         )
@@ -106,24 +113,26 @@ class RemoteStore(Session):
     @overload
     def pull(
         self, tables: Mapping[str, Ids], *, meta: Literal[False] = False, dtype: Any = np.float32
-    ) -> dict[str, np.ndarray]: ...
+    ) -> Pulled[np.ndarray]: ...
     @overload
-    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True], dtype: Any = np.float32) -> dict[str, Rows]: ...
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True], dtype: Any = np.float32) -> Pulled[Rows]: ...
     def pull(
         self, tables: Mapping[str, Ids], *, meta: bool = False, dtype: Any = np.float32
-    ) -> dict[str, np.ndarray] | dict[str, Rows]:
+    ) -> Pulled[np.ndarray] | Pulled[Rows]:
         """See :class:`embedstore.interface.Reader`; ``dtype`` float16 halves what travels and what is returned."""
         wire.dtype_code(dtype)
         kind = np.dtype(dtype)
         check_tables(tables)
 
-        def read() -> dict[str, Any]:
+        def read() -> Pulled[Any]:
             lookups = self._lookups(tables)
-            answers = self._look_up(lookups, kind, meta=meta)
-            return {
+            answers, missing = self._look_up(lookups, kind, meta=meta, defaults=self._defaults)
+            values = {
                 lookup.spec.name: lookup.meta(found, kind) if meta else lookup.rows(found, kind)
                 for lookup, found in zip(lookups, answers, strict=True)
             }
+            unavailable = {lookups[i].spec.name: lookups[i].marked(pieces) for i, pieces in missing.items()}
+            return Pulled(values, unavailable)
 
         return self.with_fresh_specs(list(tables), read)
 
@@ -132,7 +141,7 @@ class RemoteStore(Session):
 
         def read() -> np.ndarray:
             lookups = self._lookups({table: ids})
-            [found] = self._look_up(lookups, None, meta=True)
+            [found], _ = self._look_up(lookups, None, meta=True)
             return lookups[0].found(found)
 
         return self.with_fresh_specs([table], read)
@@ -141,7 +150,10 @@ class RemoteStore(Session):
         self.peers.check_open()
         return [Lookup(i, self.spec(name), ids) for i, (name, ids) in enumerate(tables.items())]
 
-    def _look_up(self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool) -> list[list[Answer]]:
+    def _look_up(
+        self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool, defaults: Defaults | None = None
+    ) -> tuple[list[list[Answer]], dict[int, list[Piece]]]:
+        """Each table's answers; and by table's index the pieces that got none, and read as ``defaults`` instead."""
         pages: list[tuple[int, list[Piece]]] = []
 
         def request(pieces: list[Piece], epoch: int) -> bytes:
@@ -153,10 +165,24 @@ class RemoteStore(Session):
             return [Call(shard, "Pull", request(pieces, route.epoch)) for shard, pieces in pages]
 
         answers: list[list[Answer]] = [[] for _ in lookups]
-        for reply, (_, pieces) in zip(self.replies(plan), pages, strict=True):
+        missing: dict[int, list[Piece]] = {}
+        replies = self.replies(plan) if defaults is None else self._replies_but_for_silence(plan)
+        for reply, (_, pieces) in zip(replies, pages, strict=True):
+            if defaults is not None and isinstance(reply.outcome, UnavailableError):
+                for piece in pieces:
+                    rows = defaults.rows(lookups[piece.table].spec, piece.ids, dtype, meta=meta)
+                    answers[piece.table].append((piece, rows))
+                    missing.setdefault(piece.table, []).append(piece)
+                continue
             for piece, answer in decoded(reply, partial(read_pull, lookups, pieces, dtype=dtype, meta=meta)):
                 answers[piece.table].append((piece, answer))
-        return answers
+        return answers, missing
+
+    def _replies_but_for_silence(self, plan: Plan) -> list[Reply]:
+        """As :meth:`replies`, and a shard that gives no answer is no error."""
+        replies = self.peers.ask(plan)
+        self.raise_worst([reply.outcome for reply in replies if not isinstance(reply.outcome, UnavailableError)])
+        return replies
 
     def scan(self, table: str) -> Iterator[tuple[np.ndarray, Rows]]:
         """See :class:`embedstore.interface.Reader`."""

@@ -49,13 +49,25 @@ class Session:
     def tables(self) -> dict[str, TableSpec]:
         """The spec of every table by name."""
         epoch = self.topology.epoch
-        request = admin_pb2.ListTablesRequest()
-        [reply] = self.replies(lambda route: [Call(0, "ListTables", with_epoch(request, route))])
+        reply = self._any_reply("ListTables", admin_pb2.ListTablesRequest())
         message = decoded(reply, admin_pb2.ListTablesResponse.FromString)
         specs = {spec.name: decoded_from(reply.address, TableSpec.from_proto, spec) for spec in message.tables}
         with self._lock:
             self._specs, self._specs_epoch = dict(specs), epoch
         return specs
+
+    def _any_reply(self, method: str, request: Any) -> Reply:
+        """The answer of the first shard that gives one."""
+        for shard in range(len(self.peers)):
+
+            def plan(route: Route, shard: int = shard) -> list[Call]:
+                return [Call(shard % len(route), method, with_epoch(request, route))]
+
+            [reply] = self.peers.ask(plan)
+            if not isinstance(reply.outcome, UnavailableError):
+                break
+        self.raise_worst([reply.outcome])
+        return reply
 
     def spec(self, table: str) -> TableSpec:
         """The spec of a table; :class:`TableNotFoundError`."""

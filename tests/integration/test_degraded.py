@@ -1,0 +1,102 @@
+"""Reads while a shard is away: never a wrong row without saying so, never an error that was not asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from moving_shards import MovingShards
+
+import embedstore as es
+from embedstore.placement import chunks_of_ids, shard_of_chunk
+
+ITEMS = es.TableSpec("items", 2, optimizer=es.SGD(1.0), init=es.Uniform(0.5, seed=3), on_miss="init", num_chunks=8)
+USERS = es.TableSpec("users", 1, optimizer=es.SGD(1.0), num_chunks=8)
+IDS = np.array([5, 9, 5, *range(40), 9], np.uint64)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Iterator[MovingShards]:
+    with MovingShards(tmp_path, 2, tables=(ITEMS, USERS)) as moving:
+        with es.connect(moving.addresses) as store:
+            unique = np.arange(40, dtype=np.uint64)
+            for name, dim in (("items", 2), ("users", 1)):
+                store.push({name: (unique, np.full((40, dim), -1.0, np.float32))})
+        yield moving
+
+
+def of_shard(shard: int) -> np.ndarray:
+    chunks = chunks_of_ids(IDS, 8)
+    return np.array([shard_of_chunk(int(chunk), 2, 8) == shard for chunk in chunks])
+
+
+def reader(shards: MovingShards, **options: Any) -> Any:
+    return es.connect(shards.addresses, **{"timeout_s": 1.0, "retry_s": 0.3, "on_unavailable": "default", **options})
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_the_ids_of_a_shard_that_is_gone_read_as_default_and_are_named(shards: MovingShards, gone: int) -> None:
+    with es.open(None, [ITEMS]) as empty:
+        initial = empty.pull({"items": IDS})["items"]
+    with reader(shards) as store:
+        whole = store.pull({"items": IDS, "users": IDS})
+        assert whole.unavailable == {}
+        shards.shards[gone].stop()
+        for specs_known in (True, False):
+            if not specs_known:
+                store.forget(["items", "users"])
+            part = store.pull({"items": IDS, "users": IDS})
+            lost = of_shard(gone)
+            assert set(part.unavailable) == {"items", "users"}
+            np.testing.assert_array_equal(part.unavailable["items"], lost)
+            np.testing.assert_array_equal(part["items"][~lost], whole["items"][~lost])
+            np.testing.assert_array_equal(part["items"][lost], initial[lost])
+            assert not part["users"][lost].any()
+        rows = store.pull({"users": IDS}, meta=True)
+        np.testing.assert_array_equal(rows.unavailable["users"], lost)
+        np.testing.assert_array_equal(rows["users"].found, ~lost)
+        np.testing.assert_array_equal(rows["users"].updates, (~lost).astype(np.uint32))
+        shards.restart(gone)
+        deadline_s = time.monotonic() + 30.0
+        while (again := store.pull({"items": IDS, "users": IDS})).unavailable:
+            assert time.monotonic() < deadline_s
+        np.testing.assert_array_equal(again["items"], whole["items"])
+
+
+def test_unless_asked_for_a_shard_that_is_gone_is_an_error(shards: MovingShards) -> None:
+    with reader(shards, on_unavailable="raise") as store:
+        store.pull({"items": IDS})
+        shards.shards[1].stop()
+        with pytest.raises(es.UnavailableError, match=shards.addresses[1]):
+            store.pull({"items": IDS})
+        some = IDS[of_shard(0)]
+        assert store.pull({"items": some}).unavailable == {}
+
+
+def test_what_is_no_silence_stays_an_error(shards: MovingShards) -> None:
+    with reader(shards) as store:
+        shards.shards[1].stop()
+        with pytest.raises(es.TableNotFoundError):
+            store.pull({"nothing": IDS})
+        with pytest.raises(es.UnavailableError):
+            store.contains("items", IDS)
+        with pytest.raises(es.UnavailableError):
+            store.push({"items": (IDS, np.ones((len(IDS), 2)))})
+        shards.restart(1)
+    with pytest.raises(es.InvalidArgumentError, match="on_unavailable"):
+        es.connect(shards.addresses, on_unavailable="zeros")  # type: ignore[arg-type]
+
+
+def test_with_all_shards_gone_everything_reads_as_default(shards: MovingShards) -> None:
+    with reader(shards) as store:
+        store.tables()
+        for shard in shards.shards:
+            shard.stop()
+        part = store.pull({"users": IDS}, dtype=np.float16)
+        assert part.unavailable["users"].all()
+        assert part["users"].dtype == np.float16
+        assert not part["users"].any()
