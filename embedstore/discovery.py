@@ -21,6 +21,7 @@ from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import SILENT, Topology, from_rpc_error, topology_from_proto
 from embedstore.v1 import admin_pb2
 
+EPOCH_MAX = (1 << 63) - 1
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +35,7 @@ class Answers(NamedTuple):
 
 def is_complete(record: Topology) -> bool:
     """Whether the record names every shard's address, in a form that can be."""
-    if record.epoch < 1 or record.num_shards < 1 or len(record.addresses) != record.num_shards:
+    if not 1 <= record.epoch <= EPOCH_MAX or record.num_shards < 1 or len(record.addresses) != record.num_shards:
         return False
     try:
         return parse_addresses(record.addresses) == record.addresses

@@ -33,6 +33,7 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 )
+ADDRESS_CHARS_MAX = 255
 _EMBEDDING = "/embedstore.v1.EmbeddingService/"
 _ADMIN = "/embedstore.v1.AdminService/"
 _ADMIN_METHODS = frozenset(
@@ -141,6 +142,14 @@ class Peer:
         self._channel.close()
 
 
+def is_address(address: str) -> bool:
+    """Whether it is host:port, as far as can be seen."""
+    if len(address) > ADDRESS_CHARS_MAX or not address.isprintable() or " " in address:
+        return False
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
+
+
 def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:
     """``"host:port,host:port"`` or a sequence of them."""
     parts = addresses.split(",") if isinstance(addresses, str) else list(addresses)
@@ -148,9 +157,8 @@ def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:
     if not cleaned or len(cleaned) > NUM_SHARDS_MAX:
         raise InvalidArgumentError("addresses", f"must name 1 to {NUM_SHARDS_MAX} servers")
     for address in cleaned:
-        host, colon, port = address.rpartition(":")
-        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise InvalidArgumentError("addresses", f"must be host:port, not {address!r}")
+        if not is_address(address):
+            raise InvalidArgumentError("addresses", f"must be host:port, not {address[:ADDRESS_CHARS_MAX]!r}")
     if len(set(cleaned)) != len(cleaned):
         raise InvalidArgumentError("addresses", "an address comes twice")
     return cleaned

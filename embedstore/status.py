@@ -21,6 +21,9 @@ MESSAGE_CHARS_MAX = 1024
 METADATA_BYTES_MAX = 1 << 20
 """Bound of a call's metadata, in which the detail travels; both sides of a channel must set it."""
 
+DETAIL_BYTES_MAX = METADATA_BYTES_MAX // 2
+DETAIL_CHARS_MAX = 1024
+
 SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 """Codes of a call that nobody answered. CANCELLED: it reached a server in the moment that it stopped accepting."""
 
@@ -158,8 +161,21 @@ def to_status(error: Exception) -> grpc.Status:
         status.message = str(error)[:MESSAGE_CHARS_MAX]
         detail = Detail(kind=cls.__name__)
         _ROWS[cls].pack(error, detail)
+        _bound(detail)
         status.details.add().Pack(detail)
     return rpc_status.to_status(status)
+
+
+def _bound(detail: Detail) -> None:
+    """Keep the detail within a call's metadata, whatever names a request had: gRPC would put an error of its own in the
+    place of a larger one. A gap's writer learns of the streams that were left out when it comes again."""
+    for name in ("name", "problem"):
+        if len(text := getattr(detail, name)) > DETAIL_CHARS_MAX:
+            setattr(detail, name, text[:DETAIL_CHARS_MAX])
+    if detail.ByteSize() > DETAIL_BYTES_MAX:
+        detail.ClearField("topology")
+        while detail.streams and detail.ByteSize() > DETAIL_BYTES_MAX:
+            del detail.streams[len(detail.streams) // 2 :]
 
 
 def is_refusal(error: grpc.RpcError) -> bool:

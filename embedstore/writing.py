@@ -83,14 +83,11 @@ class WritableTables(TableSet):
         """See :meth:`embedstore.interface.Store.push`."""
         check_event_time("event_time_ms", event_time_ms)
         check_origins(origins)
-        self._open_client_streams(origins)
+        self._open_client_streams(origins, lambda: self._checked_pushes(tables, event_time_ms))
         with self._streams.gate.shared():
             self.check_writable()
             now_ms = self._clock_ms()
-            pushes = {
-                name: self._checked_push(name, value, event_time_ms, now_ms)
-                for name, value in check_tables(tables).items()
-            }
+            pushes = self._checked_pushes(tables, event_time_ms)
 
             def apply(table: Table) -> None:
                 push = pushes.get(table.spec.name)
@@ -111,6 +108,12 @@ class WritableTables(TableSet):
         self._settle(origins, sum(len(push.ids) * push.table.row_bytes for push in pushes.values()))
         return result
 
+    def _checked_pushes(self, tables: Any, event_time_ms: int | None) -> dict[str, _Push]:
+        now_ms = self._clock_ms()
+        return {
+            name: self._checked_push(name, value, event_time_ms, now_ms) for name, value in check_tables(tables).items()
+        }
+
     def _checked_push(self, name: str, value: Any, event_time_ms: int | None, now_ms: int) -> _Push:
         table = self.table(name)
         if not isinstance(value, TablePush):
@@ -130,10 +133,14 @@ class WritableTables(TableSet):
         """Decide over all chunks, then let ``apply`` change every table. The gate is held shared."""
         with self._streams.writing(origins, generations) as streams:
             tables = list(self.table_map().values())
-            lost = self._mend(origins[0], tables) if is_client(origins[0].stream) else 0
             sets: list[Watermarks] = [known for table in tables for known, _ in table.watermarks()]
             sets = sets or [_positions(streams)]
+            lost, client = 0, is_client(origins[0].stream)
+            if client:
+                sets = _mended(origins[0], sets)
             new = is_new(origins, sets)
+            if client:
+                lost = self._mend(origins[0], tables)
             if new:
                 for table in tables:
                     apply(table)
@@ -161,7 +168,7 @@ class WritableTables(TableSet):
         if origin is not None and not np.isfinite(values).all():
             # The table checks this too, but by then the origin may have mended its stream.
             raise InvalidArgumentError(f"{table}.rows", "must be finite")
-        return self._change_one(origin, table, change, swept=len(keys))
+        return self._change_one(origin, table, keys, change, swept=len(keys))
 
     def delete(self, table: str, ids: Ids) -> int:
         """See :meth:`embedstore.interface.Store.delete`."""
@@ -176,13 +183,14 @@ class WritableTables(TableSet):
             nonlocal deleted
             deleted = target.delete(keys, origins=origins)
 
-        result = self._change_one(origin, table, change)
+        result = self._change_one(origin, table, keys, change)
         return deleted, result
 
     def _change_one(
         self,
         origin: Origin | None,
         name: str,
+        ids: np.ndarray,
         change: Callable[[Table, int, Sequence[Origin]], None],
         *,
         swept: int = 0,
@@ -191,10 +199,12 @@ class WritableTables(TableSet):
         check_origins(origins)
         if origin is not None and not is_client(origin.stream):
             raise InvalidArgumentError("origin.stream", f"{origin.stream!r} is not a client's own stream")
-        self._open_client_streams(origins)
+        self._open_client_streams(origins, lambda: _check_owned(self.table(name), ids))
         with self._streams.gate.shared():
             self.check_writable()
             target, now_ms = self.table(name), self._clock_ms()
+            if origins:
+                _check_owned(target, ids)  # before the origin moves the watermarks of other tables
 
             def apply(table: Table) -> None:
                 if table is target:
@@ -255,14 +265,16 @@ class WritableTables(TableSet):
                 break
         return total
 
-    def _open_client_streams(self, origins: Sequence[Origin]) -> None:
-        """A client's own stream opens with its first request; the one that was idle for longest may have to go."""
+    def _open_client_streams(self, origins: Sequence[Origin], check: Callable[[], object]) -> None:
+        """A client's own stream opens with its first request that ``check`` lets pass; the one that was idle for
+        longest may have to go."""
         self.check_open()
         for origin in origins:
             if not is_client(origin.stream) or self._streams.used(origin.stream):
                 continue
             with self._streams.gate.alone():
                 self.check_writable()
+                check()
                 tables = self.table_map().values()
                 for idle in self._streams.add_client(origin.stream):
                     for table in tables:
@@ -296,8 +308,19 @@ def _sweep_beside(table: Table, num_ids: int) -> None:
         _log.warning("table %s: no memory for a step of its sweep", table.spec.name)
 
 
+def _check_owned(table: Table, ids: np.ndarray) -> None:
+    """Raise WrongShardError unless every id's chunk is one of the table's own."""
+    if len(table.chunks) != table.spec.num_chunks:
+        table.contains(ids)
+
+
 def _no_rows(table: Table) -> np.ndarray:
     return np.empty((0, table.spec.dim), np.float32)
+
+
+def _mended(origin: Origin, sets: Sequence[Watermarks]) -> list[Watermarks]:
+    """The watermarks that there will be when the gap before ``origin`` has been accepted."""
+    return [{**known, origin.stream: max(known[origin.stream], origin.begin)} for known in sets]
 
 
 def _positions(streams: Sequence[Stream]) -> Watermarks:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import grpc
 
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError, StaleEpochError, UnavailableError
-from embedstore.interface import FollowerState
+from embedstore.interface import FollowerState, check_position
+from embedstore.peers import is_address
 from embedstore.server.feed import Feed, Pace
 from embedstore.status import to_status
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
@@ -99,6 +100,9 @@ class _Call:
             if self._wants is None:
                 if kind != "wants":
                     raise InvalidArgumentError("FollowRequest.kind", "the first message must be wants")
+                address = request.wants.standby.address
+                if address and not is_address(address):
+                    raise InvalidArgumentError("StandbyPlace.address", "must be host:port")
                 self._wants = request
             elif kind == "ack":
                 self._acknowledge(request.ack.sequence)
@@ -114,6 +118,8 @@ class _Call:
             self._wake()
         elif kind == "ack" and standby and request.ack.HasField("applied"):
             applied = {each.stream: each.position for each in request.ack.applied.positions}
+            for position in applied.values():
+                check_position("FollowAck.applied", position)
             self._applied(standby, applied, self._seen_tick)
 
     def _acknowledge(self, sequence: int) -> None:

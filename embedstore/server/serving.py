@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from embedstore.credentials import PLAIN, Credentials
+from embedstore.discovery import is_complete
 from embedstore.errors import InvalidArgumentError, ReadOnlyError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.placement import shard_of_dense_set
 from embedstore.status import Topology, topology_from_proto, topology_to_proto
@@ -129,7 +130,7 @@ class Serving:
 
         :class:`StaleEpochError` for an older one, and for another of the same epoch: somebody else took over first.
         """
-        if topology.epoch < 1 or topology.num_shards != len(topology.addresses) or not all(topology.addresses):
+        if not is_complete(topology):
             raise InvalidArgumentError("TopologyRecord", "must name an epoch and every shard's address")
         with self._lock:
             current = self.topology

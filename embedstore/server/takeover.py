@@ -28,6 +28,7 @@ import grpc
 
 from embedstore.checkpoint import remove_store
 from embedstore.credentials import PLAIN, Credentials
+from embedstore.discovery import is_complete
 from embedstore.errors import (
     CheckpointFailedError,
     CorruptCheckpointError,
@@ -127,7 +128,7 @@ class Takeover:
 
     def _check(self, record: Topology) -> None:
         standby = self._standby
-        if record.num_shards != standby.num_shards or len(record.addresses) != record.num_shards:
+        if record.num_shards != standby.num_shards or not is_complete(record):
             raise InvalidArgumentError("topology", f"must have {standby.num_shards} shards with an address each")
         if record.addresses[standby.shard] != standby.address:
             raise InvalidArgumentError(

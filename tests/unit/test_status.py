@@ -27,6 +27,8 @@ SAMPLES: list[Exception] = [
     errors.StaleEpochError(4, 3, TOPOLOGY),
     errors.UnavailableError("h:1", "recovering"),
     errors.LimitError("ids", 5, 4),
+    errors.UnauthenticatedError("a bearer token is needed"),
+    errors.PermissionDeniedError("needs role admin"),
     errors.ReadOnlyError("a follower only reads"),
     errors.ClosedError("closed"),
     errors.CorruptDeltaError("checksum"),
