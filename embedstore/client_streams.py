@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -41,17 +42,18 @@ class ClientStream:
 
 
 class ClientStreams:
-    """The idle streams towards each shard; there are never more than there were callers at once."""
+    """The idle streams towards each shard; there are never more than there were callers at once. The one that was idle
+    for longest goes first: what a restart took back of a stream is told with its next number, so each gets its turn."""
 
     def __init__(self, num_shards: int) -> None:
         self._lock = threading.Lock()
-        self._idle: list[list[ClientStream]] = [[] for _ in range(num_shards)]
+        self._idle: list[deque[ClientStream]] = [deque() for _ in range(num_shards)]
 
     @contextmanager
     def take(self, shards: Sequence[int]) -> Iterator[dict[int, ClientStream]]:
         """A stream towards each of ``shards`` (each named once), for the length of one update."""
         with self._lock:
-            taken = {shard: self._idle[shard].pop() if self._idle[shard] else ClientStream() for shard in shards}
+            taken = {shard: self._idle[shard].popleft() if self._idle[shard] else ClientStream() for shard in shards}
         try:
             yield taken
         finally:

@@ -44,7 +44,7 @@ class Membership:
 
     @property
     def acquaintances(self) -> tuple[str, ...]:
-        """Addresses of standbys that have followed this store, the latest last."""
+        """Addresses of standbys that have followed this store, the one met last at the end."""
         return tuple(self._acquaintances)
 
     def adopt(self, topology: admin_pb2.TopologyRecord, previous: admin_pb2.TopologyRecord) -> None:
@@ -56,11 +56,12 @@ class Membership:
             self._topology, self._previous = topology, previous
 
     def meet(self, address: str) -> None:
-        """Remember the address of a standby; past 64 the one that was met first is forgotten."""
+        """Remember the address of a standby; past 64 the one that was met first is forgotten. One that is known costs
+        nothing: standbys are met with each of their acknowledgements."""
         with self._lock:
-            if self._acquaintances[-1:] == [address]:
+            if address in self._acquaintances:
                 return
-            known = [*(other for other in self._acquaintances if other != address), address][-ACQUAINTANCES_MAX:]
+            known = [*self._acquaintances, address][-ACQUAINTANCES_MAX:]
             if self._put is not None:
                 self._put({ACQUAINTANCES_KEY: manifest_pb2.Acquaintances(addresses=known)})
             self._acquaintances = known

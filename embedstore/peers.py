@@ -5,6 +5,7 @@ Messages are bytes here, the caller encodes and decodes. Usable from any thread.
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import threading
 import time
@@ -144,10 +145,26 @@ class Peer:
 
 def is_address(address: str) -> bool:
     """Whether it is host:port, as far as can be seen."""
-    if len(address) > ADDRESS_CHARS_MAX or not address.isprintable() or " " in address:
+    if len(address) > ADDRESS_CHARS_MAX or not address.isprintable() or " " in address or "," in address:
         return False
     host, _, port = address.rpartition(":")
     return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
+
+
+def check_address(field: str, address: str) -> None:
+    """Raise unless this is one ``host:port`` at which others can reach somebody."""
+    try:
+        parsed = parse_addresses((address,))
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(field, error.problem) from None
+    if parsed != (address,):
+        raise InvalidArgumentError(field, f"must be host:port, not {address!r}")
+    try:
+        nowhere = ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_unspecified
+    except ValueError:  # a name
+        nowhere = False
+    if nowhere:
+        raise InvalidArgumentError(field, f"must be an address at which others reach it, not {address!r}")
 
 
 def parse_addresses(addresses: str | Iterable[str]) -> tuple[str, ...]:

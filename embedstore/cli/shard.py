@@ -13,7 +13,7 @@ from embedstore.cli.sample import Followers, Sample, take
 from embedstore.credentials import Credentials
 from embedstore.interface import StoreStats
 from embedstore.origins import is_client
-from embedstore.peers import parse_addresses
+from embedstore.peers import check_address, parse_addresses
 from embedstore.server.takeover import activate, resharded
 from embedstore.status import Topology
 from embedstore.v1 import admin_pb2
@@ -140,6 +140,7 @@ def promote(
     not come back where it can reach none of the others.
     """
     with one_line_errors():
+        check_address("standby", standby)
         credentials = Credentials.from_environment()
         [record] = activate([standby], None, force=force, timeout_s=timeout_s, credentials=credentials)
     show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")

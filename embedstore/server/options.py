@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedstore.credentials import PLAIN, Credentials, is_loopback
 from embedstore.errors import InvalidArgumentError
-from embedstore.peers import parse_addresses
+from embedstore.peers import check_address, parse_addresses
 from embedstore.placement import check_shard
 from embedstore.row_formats import as_row_format
 from embedstore.server.leader import FOLLOWERS_MAX
@@ -75,8 +75,11 @@ class ShardOptions:
         elif self.standby:
             raise InvalidArgumentError("follow", "a standby must follow the shards whose place it can take")
         if self.advertise:
-            parse_addresses(self.advertise)
+            check_address("advertise", self.advertise)
         self._check_port("listen", self.listen)
+        if self.standby and not self.advertise:
+            host, _, port = self.listen.rpartition(":")
+            check_address("advertise", f"{host}:{port if int(port) else 1}")
         if self.metrics:
             self._check_port("metrics", self.metrics)
 

@@ -37,7 +37,7 @@ from embedstore.errors import (
     StaleEpochError,
     UnavailableError,
 )
-from embedstore.peers import CHANNEL_OPTIONS
+from embedstore.peers import CHANNEL_OPTIONS, check_address
 from embedstore.server.serving import Serving
 from embedstore.server.standby import Standby
 from embedstore.status import Topology, from_rpc_error, topology_from_proto, topology_to_proto
@@ -46,6 +46,7 @@ from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 TELL_TIMEOUT_S = 3.0
 ASK_INTERVAL_S = 0.1
+TIMEOUT_S_MAX = 86_400.0
 log = logging.getLogger("embedstore.server")
 
 
@@ -92,6 +93,7 @@ class Takeover:
         with self._lock:
             if not self._serving.standby:
                 return self._serving.reinstate(topology or self._serving.topology, force=force)
+            check_timeout(timeout_s)
             begun = self._begun
             if begun is not None and begun.epoch <= self._standby.leaders.epoch:
                 begun = None  # others took over since
@@ -219,6 +221,12 @@ class Takeover:
         return store
 
 
+def check_timeout(timeout_s: float) -> None:
+    """Raise unless one can wait so long."""
+    if not 0 < timeout_s <= TIMEOUT_S_MAX:
+        raise InvalidArgumentError("timeout_s", f"must be above 0 and at most {TIMEOUT_S_MAX:g}, not {timeout_s!r}")
+
+
 def reassign(address: str, record: Topology, credentials: Credentials = PLAIN) -> admin_pb2.ReassignResponse:
     """Tell the process at ``address`` of a record. Raises what it answers; :class:`UnavailableError` if it does not."""
     with credentials.channel(address, CHANNEL_OPTIONS) as channel:
@@ -247,6 +255,7 @@ def _advertised(addresses: Mapping[int, str], credentials: Credentials) -> dict[
     for shard, address in addresses.items():
         try:
             named[shard] = _ask(address, TELL_TIMEOUT_S, credentials).address or address
+            check_address(f"advertise of {address}", named[shard])
         except UnavailableError as error:
             log.warning("%s", error)
     return named
@@ -266,6 +275,7 @@ def resharded(
     :class:`InvalidArgumentError` unless target i stands by for shard i, and follows shards of the same store.
     :class:`UnavailableError` names one that does not answer or is not complete in time.
     """
+    check_timeout(timeout_s)
     answers = [_ask(address, timeout_s, credentials) for address in servers]
     present = max((topology_from_proto(answer.topology) for answer in answers), key=lambda record: record.epoch)
     before = [topology_from_proto(answer.previous) for answer in answers if answer.HasField("previous")]
@@ -302,6 +312,7 @@ def activate(
     standbys: Sequence[str], record: Topology | None, *, force: bool, timeout_s: float, credentials: Credentials = PLAIN
 ) -> list[Topology]:
     """Have all of these take over, side by side; the first error is raised when all have answered."""
+    check_timeout(timeout_s)
     request = admin_pb2.ActivateRequest(
         topology=None if record is None else topology_to_proto(record), force=force, timeout_s=timeout_s
     )

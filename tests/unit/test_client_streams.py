@@ -42,6 +42,17 @@ def test_concurrent_updates_have_streams_of_their_own_and_later_ones_reuse_them(
         assert {again[0].name, other[0].name} == {first[0].name, second[0].name}
 
 
+def test_every_stream_has_its_turn_so_that_no_lost_tail_stays_untold() -> None:
+    streams = ClientStreams(1)
+    with streams.take([0]) as first, streams.take([0]) as second, streams.take([0]) as third:
+        names = {taken[0].name for taken in (first, second, third)}
+    turns = []
+    for _ in range(6):
+        with streams.take([0]) as taken:
+            turns.append(taken[0].name)
+    assert set(turns[:3]) == set(turns[3:]) == names
+
+
 def test_a_failed_update_gives_its_stream_back() -> None:
     streams = ClientStreams(1)
     with pytest.raises(KeyError), streams.take([0]) as taken:
