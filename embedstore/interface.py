@@ -8,7 +8,7 @@ All values here are immutable; every method of every store may be called from an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -58,6 +58,10 @@ class Rows:
     updates: np.ndarray
     first_seen_s: np.ndarray
     last_seen_s: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> Rows:
+        """Some of them, by index or by a mask."""
+        return Rows(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from embedstore.cli import checkpoint, serve, shard, table, token, top
+from embedstore.cli import checkpoint, doctor, serve, shard, table, token, top
 
 app = typer.Typer(
     name="embedstore",
@@ -44,6 +44,7 @@ app.command("top")(top.top)
 app.add_typer(table.app, name="table")
 app.add_typer(shard.app, name="shard")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(doctor.app, name="doctor")
 
 
 def main() -> None:

@@ -65,7 +65,9 @@ class AdminService:
         self._serving.check_epoch(request.epoch)
         table = self._serving.store().table(request.table)
         return admin_pb2.DescribeTableResponse(
-            spec=table.spec.to_proto(), stats=messages.table_stats_to_proto(request.table, table.stats())
+            spec=table.spec.to_proto(),
+            stats=messages.table_stats_to_proto(request.table, table.stats()),
+            row_format=table.row_format,
         )
 
     def list_tables(self, request: admin_pb2.ListTablesRequest) -> admin_pb2.ListTablesResponse:

@@ -138,7 +138,12 @@ class EmbeddingService:
         store = self._serving.store()
         spec = store.table(request.table).spec
         part_rows = max(1, SCAN_PART_BYTES // (4 * spec.dim + _META_BYTES + 8))
-        for ids, rows in store.scan(request.table):
+        random = np.random.default_rng()
+        for all_ids, all_rows in store.scan(request.table):
+            ids, rows = all_ids, all_rows
+            if 0 < request.sample_rows < len(ids):
+                chosen = random.choice(len(ids), request.sample_rows, replace=False)
+                ids, rows = ids[chosen], rows.take(chosen)
             chunk = int(chunks_of_ids(ids[:1], spec.num_chunks)[0])
             for begin in range(0, len(ids), part_rows):
                 part = slice(begin, begin + part_rows)

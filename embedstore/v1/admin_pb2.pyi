@@ -55,12 +55,14 @@ class DescribeTableRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., table: _Optional[str] = ...) -> None: ...
 
 class DescribeTableResponse(_message.Message):
-    __slots__ = ("spec", "stats")
+    __slots__ = ("spec", "stats", "row_format")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    ROW_FORMAT_FIELD_NUMBER: _ClassVar[int]
     spec: _spec_pb2.TableSpec
     stats: TableStats
-    def __init__(self, spec: _Optional[_Union[_spec_pb2.TableSpec, _Mapping]] = ..., stats: _Optional[_Union[TableStats, _Mapping]] = ...) -> None: ...
+    row_format: str
+    def __init__(self, spec: _Optional[_Union[_spec_pb2.TableSpec, _Mapping]] = ..., stats: _Optional[_Union[TableStats, _Mapping]] = ..., row_format: _Optional[str] = ...) -> None: ...
 
 class ListTablesRequest(_message.Message):
     __slots__ = ("epoch",)

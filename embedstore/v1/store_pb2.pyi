@@ -191,14 +191,16 @@ class DeleteResponse(_message.Message):
     def __init__(self, deleted: _Optional[int] = ..., repeated_push: _Optional[bool] = ..., lost_updates: _Optional[int] = ...) -> None: ...
 
 class ScanRequest(_message.Message):
-    __slots__ = ("epoch", "table", "dtype")
+    __slots__ = ("epoch", "table", "dtype", "sample_rows")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_ROWS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     table: str
     dtype: Dtype
-    def __init__(self, epoch: _Optional[int] = ..., table: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ...) -> None: ...
+    sample_rows: int
+    def __init__(self, epoch: _Optional[int] = ..., table: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., sample_rows: _Optional[int] = ...) -> None: ...
 
 class ScanResponse(_message.Message):
     __slots__ = ("chunk", "ids", "rows")

@@ -1,0 +1,195 @@
+"""The half of a remote store that changes nothing: pulls, scans, dense sets and numbers of all shards.
+
+All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from embedstore import _native, dense, messages, wire
+from embedstore.batches import (
+    Answer,
+    Lookup,
+    Piece,
+    pages_of_lookups,
+    read_pull,
+)
+from embedstore.cluster import Call, Cluster, Plan, Reply, Route
+from embedstore.degraded import Defaults, OnUnavailable, Pulled
+from embedstore.errors import InvalidArgumentError, UnavailableError
+from embedstore.interface import (
+    IDS_PER_CALL_MAX,
+    DenseSet,
+    Ids,
+    Rows,
+    StoreStats,
+    StreamState,
+)
+from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk, shard_of_dense_set
+from embedstore.session import Session, decoded, decoded_from, with_epoch
+from embedstore.table_set import check_tables
+from embedstore.v1 import admin_pb2, store_pb2
+
+_native.tune_allocator()
+
+
+class RemoteReader(Session):
+    """See :class:`embedstore.interface.Reader`; ``on_unavailable``: see :func:`embedstore.client.connect`."""
+
+    def __init__(
+        self, peers: Cluster, *, slow_timeout_s: float = 600.0, on_unavailable: OnUnavailable = "raise"
+    ) -> None:
+        super().__init__(peers)
+        self._defaults = Defaults() if on_unavailable == "default" else None
+        self._slow = replace(
+            peers.patience, timeout_s=slow_timeout_s, retry_s=max(slow_timeout_s, peers.patience.retry_s)
+        )
+
+    @overload
+    def pull(
+        self, tables: Mapping[str, Ids], *, meta: Literal[False] = False, dtype: Any = np.float32
+    ) -> Pulled[np.ndarray]: ...
+    @overload
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True], dtype: Any = np.float32) -> Pulled[Rows]: ...
+    def pull(
+        self, tables: Mapping[str, Ids], *, meta: bool = False, dtype: Any = np.float32
+    ) -> Pulled[np.ndarray] | Pulled[Rows]:
+        """See :class:`embedstore.interface.Reader`; ``dtype`` float16 halves what travels and what is returned."""
+        wire.dtype_code(dtype)
+        kind = np.dtype(dtype)
+        check_tables(tables)
+
+        def read() -> Pulled[Any]:
+            lookups = self._lookups(tables)
+            answers, missing = self._look_up(lookups, kind, meta=meta, defaults=self._defaults)
+            values = {
+                lookup.spec.name: lookup.meta(found, kind) if meta else lookup.rows(found, kind)
+                for lookup, found in zip(lookups, answers, strict=True)
+            }
+            unavailable = {lookups[i].spec.name: lookups[i].marked(pieces) for i, pieces in missing.items()}
+            return Pulled(values, unavailable)
+
+        return self.with_fresh_specs(list(tables), read)
+
+    def contains(self, table: str, ids: Ids) -> np.ndarray:
+        """See :class:`embedstore.interface.Reader`."""
+
+        def read() -> np.ndarray:
+            lookups = self._lookups({table: ids})
+            [found], _ = self._look_up(lookups, None, meta=True)
+            return lookups[0].found(found)
+
+        return self.with_fresh_specs([table], read)
+
+    def _lookups(self, tables: Mapping[str, Ids]) -> list[Lookup]:
+        self.peers.check_open()
+        return [Lookup(i, self.spec(name), ids) for i, (name, ids) in enumerate(tables.items())]
+
+    def _look_up(
+        self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool, defaults: Defaults | None = None
+    ) -> tuple[list[list[Answer]], dict[int, list[Piece]]]:
+        """Each table's answers; and by table's index the pieces that got none, and read as ``defaults`` instead."""
+        pages: list[tuple[int, list[Piece]]] = []
+
+        def request(pieces: list[Piece], epoch: int) -> bytes:
+            pulls = [wire.TablePull(lookups[piece.table].spec.name, piece.ids, dtype, meta) for piece in pieces]
+            return wire.encode_pull_request(epoch, pulls)
+
+        def plan(route: Route) -> list[Call]:
+            pages[:] = pages_of_lookups(lookups, dtype, len(route))
+            return [Call(shard, "Pull", request(pieces, route.epoch)) for shard, pieces in pages]
+
+        answers: list[list[Answer]] = [[] for _ in lookups]
+        missing: dict[int, list[Piece]] = {}
+        replies = self.replies(plan) if defaults is None else self._replies_but_for_silence(plan)
+        for reply, (_, pieces) in zip(replies, pages, strict=True):
+            if defaults is not None and isinstance(reply.outcome, UnavailableError):
+                for piece in pieces:
+                    rows = defaults.rows(lookups[piece.table].spec, piece.ids, dtype, meta=meta)
+                    answers[piece.table].append((piece, rows))
+                    missing.setdefault(piece.table, []).append(piece)
+                continue
+            for piece, answer in decoded(reply, partial(read_pull, lookups, pieces, dtype=dtype, meta=meta)):
+                answers[piece.table].append((piece, answer))
+        return answers, missing
+
+    def _replies_but_for_silence(self, plan: Plan) -> list[Reply]:
+        """As :meth:`replies`, and a shard that gives no answer is no error."""
+        replies = self.peers.ask(plan)
+        self.raise_worst([reply.outcome for reply in replies if not isinstance(reply.outcome, UnavailableError)])
+        return replies
+
+    def scan(self, table: str) -> Iterator[tuple[np.ndarray, Rows]]:
+        """See :class:`embedstore.interface.Reader`."""
+        self.peers.check_open()
+        spec = self.with_fresh_specs([table], lambda: self.spec(table))
+        return self._scan(store_pb2.ScanRequest(table=table), spec.num_chunks)
+
+    def sample(self, table: str, num_rows: int) -> np.ndarray:
+        """Ids of about so many rows, chosen at random and evenly from all chunks; fewer where a chunk has fewer."""
+        self.peers.check_open()
+        if not 1 <= num_rows <= IDS_PER_CALL_MAX:
+            raise InvalidArgumentError("num_rows", f"must be in [1, {IDS_PER_CALL_MAX}], not {num_rows!r}")
+        num_chunks = self.with_fresh_specs([table], lambda: self.spec(table)).num_chunks
+        request = store_pb2.ScanRequest(table=table, sample_rows=-(-num_rows // num_chunks))
+        found = [ids for ids, _ in self._scan(request, num_chunks)]
+        return np.concatenate(found) if found else np.empty(0, np.uint64)
+
+    def _scan(self, request: store_pb2.ScanRequest, num_chunks: int) -> Iterator[tuple[np.ndarray, Rows]]:
+        """Shard after shard. When their number changes in between, the next one may begin before the last one ended."""
+        done, owned = 0, range(0)
+
+        def plan(route: Route) -> Call:
+            nonlocal owned
+            shard = shard_of_chunk(done, len(route), num_chunks)
+            owned = chunks_of_shard(shard, len(route), num_chunks)
+            return Call(shard, "Scan", with_epoch(request, route))
+
+        while done < num_chunks:
+            for address, data in self.peers.stream(plan, self._slow.timeout_s):
+                message = decoded_from(address, store_pb2.ScanResponse.FromString, data)
+                ids, rows = decoded_from(address, messages.scan_part_from_proto, message)
+                if owned.start == done:
+                    yield ids, rows
+                else:
+                    new = chunks_of_ids(ids, num_chunks) >= done
+                    yield ids[new], rows.take(new)
+            done = owned.stop
+
+    def get_dense(self, dense_set: str) -> DenseSet:
+        """See :class:`embedstore.interface.Reader`."""
+        self.peers.check_open()
+        dense.check_dense_name("dense_set", dense_set)
+        reply = self._ask_owner(dense_set, "GetDense", store_pb2.GetDenseRequest(name=dense_set))
+        message = decoded(reply, store_pb2.GetDenseResponse.FromString)
+        _, value = decoded_from(reply.address, dense.from_proto, message.dense_set)
+        return value
+
+    def _ask_owner(self, dense_set: str, method: str, request: Any) -> Reply:
+        def plan(route: Route) -> list[Call]:
+            return [Call(shard_of_dense_set(dense_set, len(route)), method, with_epoch(request, route))]
+
+        [reply] = self.replies(plan, self._slow)
+        return reply
+
+    def stats(self) -> StoreStats:
+        """Sums over the shards."""
+        answers = self.ask_all("Stats", admin_pb2.StatsRequest(), admin_pb2.StatsResponse)
+        return messages.merge_stats([messages.stats_from_proto(answer) for answer in answers])
+
+    def watermarks(self) -> dict[str, StreamState]:
+        """See :class:`embedstore.interface.Store`; of each stream the lowest positions of all shards. A stream that
+        only some of them know is not among them."""
+        shards = self._watermarks()
+        merged = messages.merge_stream_states(shards)
+        return {stream: state for stream, state in merged.items() if all(stream in states for states in shards)}
+
+    def _watermarks(self) -> list[dict[str, StreamState]]:
+        answers = self.ask_all("Watermarks", store_pb2.WatermarksRequest(), store_pb2.WatermarksResponse)
+        return [messages.stream_states_from_proto(answer.streams) for answer in answers]

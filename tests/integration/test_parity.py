@@ -1,0 +1,104 @@
+"""The doctor finds a row that differs, and only that; packed rows are what packing gives."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import run
+
+import embedstore as es
+from embedstore.parity import compare
+from embedstore.placement import chunks_of_ids
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
+
+TABLE = es.TableSpec("items", dim=33, optimizer=es.SGD(1.0), init=es.Normal(0.3, seed=1), num_chunks=16)
+IDS = np.arange(3000, dtype=np.uint64)
+TIMEOUT_S = 20.0
+ERROR_L2 = {"fp32": 0.0, "fp16": 0.0003, "int8": 0.0046, "int4": 0.079}
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Shard]]:
+    with ExitStack() as stack:
+
+        def shard(**options: Any) -> Shard:
+            server = Shard(ShardOptions(**{"listen": "127.0.0.1:0", "sync_interval_ms": 10, **options}))
+            server.start()
+            stack.callback(server.stop)
+            return server
+
+        yield shard
+
+
+def lines(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
+    done = run(["doctor", "parity", "--json", *arguments])
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("rows", ["fp32", "fp16", "int8", "int4"])
+def test_random_rows_are_what_packing_gives_while_others_move(start: Callable[..., Shard], rows: str) -> None:
+    leaders = [start(tables=[TABLE], shard=i, num_shards=2) for i in range(2)]
+    addresses = [shard.address for shard in leaders]
+    follower = start(follow=addresses, rows=rows)
+    rng = np.random.default_rng(5)
+    stop = threading.Event()
+    with es.connect(addresses) as store:
+        store.push({"items": (IDS, rng.normal(size=(3000, 33)).astype(np.float32))})
+        assert follower.wait_ready(TIMEOUT_S)
+
+        def move() -> None:
+            while not stop.wait(0.01):
+                store.push({"items": (IDS[:20], rng.normal(size=(20, 33)).astype(np.float32))})
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        try:
+            with es.connect(addresses) as here, es.connect(follower.address) as there:
+                found = compare(here, there, "items", num_rows=2000, timeout_s=2.0)
+        finally:
+            stop.set()
+            mover.join()
+    assert (found.row_format, found.different) == (rows, ())
+    assert found.rows - 20 <= found.equal + found.moving <= found.rows
+    assert found.rows > 1500
+    assert found.error_l2 <= ERROR_L2[rows]
+    assert (found.error_l2 > 0) == (rows != "fp32")
+
+
+def test_a_row_that_differs_is_found_and_named(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    follower = start(follow=[leader.address], rows="int8")
+    with es.connect(leader.address) as store:
+        store.push({"items": (IDS[:50], np.ones((50, 33), np.float32))})
+        assert follower.wait_ready(TIMEOUT_S)
+        at = ("--servers", leader.address, "--follower", follower.address, "--keys", "3000")
+        [row] = lines(*at)
+        assert (row["rows"], row["equal"], row["different"], row["ids"]) == (50, 50, 0, [])
+        held: Any = follower._serving.store().table("items")
+        held.assign([7], np.full((1, 33), 0.25, np.float32), now_ms=0)
+        held.delete([9])
+        [row] = lines(*at, "--wait-s", "0.3", code=1)
+        assert (row["equal"], row["different"], row["ids"]) == (48, 2, [7, 9])
+        assert "does not exist" in run(["doctor", "parity", *at, "--table", "nothing"]).stderr
+
+
+def test_a_sample_is_random_and_from_every_chunk(start: Callable[..., Shard]) -> None:
+    shards = [start(tables=[TABLE], shard=i, num_shards=2) for i in range(2)]
+    with es.connect([shard.address for shard in shards]) as store:
+        assert len(store.sample("items", 10)) == 0
+        store.push({"items": (IDS, np.ones((3000, 33), np.float32))})
+        first, second = store.sample("items", 160), store.sample("items", 160)
+        assert len(first) == len(set(first.tolist())) == 160
+        assert set(first.tolist()) != set(second.tolist())
+        np.testing.assert_array_equal(np.bincount(chunks_of_ids(first, 16), minlength=16), [10] * 16)
+        assert sorted(store.sample("items", 100_000).tolist()) == IDS.tolist()
+        with pytest.raises(es.InvalidArgumentError, match="num_rows"):
+            store.sample("items", 0)
