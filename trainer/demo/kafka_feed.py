@@ -44,7 +44,7 @@ class KafkaFeed:
             self.close()
             raise
 
-    def begin(self, probe: FreshnessProbe) -> None:
+    def begin(self, probe: FreshnessProbe | None) -> None:
         """Send from now on, each event at its due time; an item's first event is the moment it is handed to Kafka."""
         self._probe = probe
         self.start_s = time.time()
