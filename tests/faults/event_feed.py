@@ -62,7 +62,7 @@ class EventFeed:
             except KafkaError:
                 continue
             finally:
-                producer.close(timeout=5)
+                _close(producer)
 
     def _send(self, producer: Any, count: int) -> None:
         for _ in range(count):
@@ -91,6 +91,17 @@ class EventFeed:
             "event_time_ms": now_ms - age_ms,
             "request_id": number + 1,
         }
+
+
+def _close(producer: Any) -> None:
+    """Only when nothing is on its way any more: what came later would not be in the truth. Closing gives up while the
+    broker is away."""
+    while True:
+        try:
+            producer.close(timeout=5)
+        except KafkaError:
+            continue
+        return
 
 
 @dataclass

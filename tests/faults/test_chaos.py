@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from chaos import run
 
-KILLS = 21
+KILLS = 20
 TAKEOVERS = ("promote", "promote_by_force")
 
 

@@ -28,7 +28,7 @@ IDS = np.arange(600, dtype=np.uint64)
 COUNTS = es.TableSpec("counts", dim=1, optimizer=es.SGD(1.0), num_chunks=16)
 TIMEOUT_S = 30.0
 PUSHES_MIN = 60
-KILLS = 7
+KILLS = 5
 
 
 @pytest.fixture

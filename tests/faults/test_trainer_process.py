@@ -17,6 +17,7 @@ from trainer.decoding import SetAside
 from trainer.produce import events_of, produce
 
 EVENTS = 1200
+PARTS = 3
 WORLD = f"synthetic://?seed=3&items=80&users=60&events={EVENTS}"
 
 
@@ -46,11 +47,11 @@ def test_killed_at_random_it_takes_in_and_scores_every_event_once(kafka: KafkaTo
     events = list(events_of(WORLD, SetAside()))
     rng = np.random.default_rng()
     with Shards(tmp_path) as shards, shards.connect() as store:
-        for part in range(4):
-            produce(events[EVENTS * part // 4 : EVENTS * (part + 1) // 4], kafka.uri(topic))
-            start, end = EVENTS * part // 4, EVENTS * (part + 1) // 4
+        for part in range(PARTS):
+            start, end = EVENTS * part // PARTS, EVENTS * (part + 1) // PARTS
+            produce(events[start:end], kafka.uri(topic))
             with Embedtrain(tmp_path, "trainer", kafka.uri(topic), shards.addresses) as trainer:
-                if part == 3:
+                if part == PARTS - 1:
                     until(lambda end=end: applied(store) == end, trainer.log)  # type: ignore[misc]
                     summary = trainer.terminate()
                     break
