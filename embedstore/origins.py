@@ -263,11 +263,20 @@ class Streams:
     def await_standbys(self, given_up: Callable[[], bool]) -> None:
         """Wait until the listed standbys know the tables and streams as they are now, or have left the list, or
         ``given_up`` says so. One that hears of other things, and never of these, leaves the list, too."""
+        with self._mutex:
+            told_tick = self._told_tick
+        self._await(lambda standby: standby.seen_tick >= told_tick, given_up)
+
+    def await_applied(self, origins: Sequence[Origin], given_up: Callable[[], bool]) -> None:
+        """The same until they have these in every chunk."""
+        self._await(lambda standby: all(standby.applied.get(o.stream, -1) >= o.end for o in origins), given_up)
+
+    def _await(self, has: Callable[[_Standby], bool], given_up: Callable[[], bool]) -> None:
         with self._heard:
-            told_tick, deadline_s = self._told_tick, self._monotonic_s() + STANDBY_SILENCE_S
+            deadline_s = self._monotonic_s() + STANDBY_SILENCE_S
             while not given_up():
                 self._drop_silent()
-                behind = [address for address, standby in self._standbys.items() if standby.seen_tick < told_tick]
+                behind = [address for address, standby in self._standbys.items() if not has(standby)]
                 if not behind:
                     return
                 if self._monotonic_s() > deadline_s:

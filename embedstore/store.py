@@ -352,6 +352,8 @@ class LocalStore(WritableTables):
             self._changed_bytes += num_bytes
         if self._group_commit is not None and all(is_client(origin.stream) for origin in origins):
             self._group_commit.wait()
+            # Who takes over from a leader that has been told has it anyway. A refusal would say that nothing was done.
+            self._streams.await_applied(origins, lambda: bool(self.replaced_in))
 
     def changed_bytes(self) -> int:
         """About how many bytes of rows were written since the last checkpoint; a row counts as often as it was."""

@@ -131,12 +131,6 @@ class TableSet:
         """The epoch in which others took over, so that nothing changes here any more; 0: nobody has."""
         return 0
 
-    def lowest_watermarks(self) -> dict[str, int]:
-        """Of each stream the lowest watermark of all chunks that know it."""
-        sets = [known for table in self._tables.values() for known, chunks in table.watermarks() if chunks]
-        streams = {stream for known in sets for stream in known}
-        return {stream: min(known[stream] for known in sets if stream in known) for stream in sorted(streams)}
-
     def standby_applied(self, address: str, watermarks: Mapping[str, int], seen_tick: int) -> None:
         """The standby at ``address`` has applied everything up to these, and knows which tables and streams there were
         at ``seen_tick``; nothing depends on that here."""

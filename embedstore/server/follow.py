@@ -17,11 +17,13 @@ from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError, UnavailableError
 from embedstore.interface import LeaderState
 from embedstore.peers import parse_addresses
+from embedstore.placement import chunks_of_shard
 from embedstore.server.feed import SYNC_INTERVAL_MS_MAX
 from embedstore.server.intake import Intake
 from embedstore.server.link import LeaderLink, Retry
 from embedstore.server.members import Leaders, Members
 from embedstore.server.replica import Replica
+from embedstore.table import Table
 from embedstore.table_set import wall_clock_ms
 from embedstore.v1 import sync_pb2
 
@@ -177,6 +179,10 @@ class FollowerStore(Replica):
             else:
                 address, problem = "leaders", "not all are known yet"
             raise UnavailableError(address, f"{problem} after {timeout_s:g} s")
+
+    def _chunks_of(self, leader: int, table: Table) -> range:
+        num_shards = self._leaders.num_shards
+        return chunks_of_shard(leader, num_shards, table.spec.num_chunks) if leader < num_shards else table.chunks
 
     def wait_for(self, watermarks: Mapping[str, int], timeout_s: float) -> None:
         """Wait until every chunk of every table has absorbed at least these positions; UnavailableError after

@@ -61,8 +61,9 @@ class Holder(Protocol):
     def set_dense(self, name: str, dense_set: DenseSet) -> None:
         """Publish a dense set, whole."""
 
-    def lowest_watermarks(self) -> Mapping[str, int]:
-        """Of each stream the lowest watermark of all chunks."""
+    def lowest_watermarks(self, leader: int) -> Mapping[str, int] | None:
+        """Of each stream that all chunks of ``leader`` know here the lowest of their watermarks; None: it has no chunk
+        that is wanted here."""
 
     def opened(self, leader: int, streams: Mapping[str, tuple[int, int]]) -> None:
         """Every stream that ``leader`` has open: first position and generation."""
@@ -138,10 +139,12 @@ class Intake:
         """What a standby acknowledges beside the messages themselves; None: this is not one, or lacks something."""
         if self._standby is None or not self.complete_until_ms:
             return None
+        lowest = self._holder.lowest_watermarks(self._leader)
+        if lowest is None:
+            return None
         return sync_pb2.WatermarkSet(
             positions=[
-                store_pb2.StreamPosition(stream=stream, position=position)
-                for stream, position in self._holder.lowest_watermarks().items()
+                store_pb2.StreamPosition(stream=stream, position=position) for stream, position in lowest.items()
             ]
         )
 

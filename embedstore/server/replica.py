@@ -105,6 +105,22 @@ class Replica(TableSet):
                     merged[name] = min(first, begin), max(newest, generation)
         return merged
 
+    def lowest_watermarks(self, leader: int) -> Mapping[str, int] | None:
+        """See :class:`embedstore.server.intake.Holder`."""
+        tables = self.table_map().values()
+        sets: list[Mapping[str, int]] = []
+        for table in tables:
+            theirs = self._chunks_of(leader, table)
+            sets += [known for known, chunks in table.watermarks() if any(chunk in theirs for chunk in chunks)]
+        if not sets:
+            return None if tables else {}
+        streams = set(sets[0]).intersection(*sets[1:])
+        return {stream: min(known[stream] for known in sets) for stream in sorted(streams)}
+
+    def _chunks_of(self, leader: int, table: Table) -> range:
+        """The chunks that the leader owns, as far as it is known."""
+        return table.chunks
+
     def ask_again(self, leader: int, table: str) -> None:
         """Have the leader's part of a table sent from the beginning. Must not call back."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from members import Members, start_shards, start_standbys
+from processes import free_port
 
 import embedstore as es
 from embedstore.errors import InvalidArgumentError, StaleEpochError, UnavailableError
@@ -138,3 +139,23 @@ def test_a_resharding_that_failed_once_leaves_nothing_out(members: Members, tmp_
     assert count(new[0]) == 1
     push(new[0])
     assert count(old[1]) == 2
+
+
+def test_what_was_answered_as_durable_survives_its_leader_and_the_disk(members: Members) -> None:
+    old = f"127.0.0.1:{free_port()}"
+    sync = ("--durability", "sync", "--sync-interval-ms", "500")
+    members.start_at(old, "old-0", "--shard", "0/1", "--peers", old, *sync)
+    with es.connect(old, timeout_s=10, retry_s=TIMEOUT_S) as store:
+        store.create_table(COUNTS)
+        new = members.start(
+            "new-0", "--follow", old, "--standby", "--shard", "0/1", "--durability", "sync", "--sync-interval-ms", "500"
+        )
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while store.stats().standbys != (new,):
+            assert time.monotonic() < deadline_s
+        for value in (1.0, 2.0, 3.0):
+            store.assign("counts", IDS[:1], [[value]])
+    members.kill("old-0")
+    promote(new, force=True)
+    with es.connect(new, timeout_s=2, retry_s=TIMEOUT_S) as store:
+        assert store.pull({"counts": IDS[:1]})["counts"].tolist() == [[3.0]]
