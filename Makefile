@@ -2,6 +2,7 @@
 #   make demo [SECONDS=60] [KAFKA=1] [ARGS=...]   a minute of learning from a live stream, with a report
 #   make test [ARGS=...] [SEED=n]                 the whole test suite
 #   make chaos [KILLS=500] [SEED=n]               everything killed and replaced at random for half an hour, and every event counted
+#   make fuzz [MESSAGES=500000] [SEED=n]          every RPC is sent broken and nonsensical messages, so many each
 #   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
 #   make lint                                     style, types, generated code
 #   make bench [ARGS="table remote checkpoint"]   every figure beside its reference
@@ -11,7 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test chaos sanitize lint bench bench-peers build protos stubs clean
+.PHONY: demo test chaos fuzz sanitize lint bench bench-peers build protos stubs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,6 +23,7 @@ NATIVE_SOURCES := CMakeLists.txt $(shell find embedstore/native -type f 2>/dev/n
 SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 SECONDS ?= 60
 KILLS ?= 500
+MESSAGES ?= 500000
 KAFKA ?=
 ARGS ?=
 
@@ -63,6 +65,9 @@ test: $(STAMP)/dev $(STAMP)/java
 
 chaos: $(STAMP)/dev $(STAMP)/java
 	PYTHONPATH=tests $(PY) tests/faults/chaos.py --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+fuzz: $(STAMP)/dev
+	PYTHONPATH=tests $(PY) tests/fuzz/fuzz.py --messages $(MESSAGES) --seed $(SEED) $(ARGS)
 
 sanitize: $(STAMP)/tools
 	scripts/native-tests address,undefined

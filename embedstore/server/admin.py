@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from embedstore import messages
+from embedstore.errors import InvalidArgumentError
 from embedstore.server.interceptors import Guard
 from embedstore.server.serving import Serving
 from embedstore.server.takeover import tell
@@ -15,6 +16,7 @@ from embedstore.status import topology_from_proto, topology_to_proto
 from embedstore.v1 import admin_pb2
 
 SERVICE = "embedstore.v1.AdminService"
+ACTIVATE_TIMEOUT_S_MAX = 86_400.0
 
 
 class AdminService:
@@ -112,6 +114,9 @@ class AdminService:
 
     def activate(self, request: admin_pb2.ActivateRequest) -> admin_pb2.ActivateResponse:
         """Activate."""
+        if not 0 <= request.timeout_s <= ACTIVATE_TIMEOUT_S_MAX:
+            problem = f"must be in [0, {ACTIVATE_TIMEOUT_S_MAX:g}], not {request.timeout_s}"
+            raise InvalidArgumentError("ActivateRequest.timeout_s", problem)
         topology = topology_from_proto(request.topology) if request.HasField("topology") else None
         takeover = self._serving.takeover
         if takeover is None or self._serving.fenced:

@@ -178,3 +178,19 @@ def test_a_standby_that_nobody_could_ask_is_not_remembered(shard: Shard, channel
         assert (code, detail.name) == (C.INVALID_ARGUMENT, name)
     store = shard._serving.writable()
     assert not store.membership.acquaintances and not store.standbys()
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf"), -1.0, 1e300])
+def test_a_takeover_that_cannot_be_waited_for_does_not_begin(shard: Shard, tmp_path: Path, timeout_s: float) -> None:
+    options = ShardOptions("127.0.0.1:0", data=tmp_path / "standby", follow=[shard.address], standby=True)
+    standby = Shard(options)
+    standby.start()
+    try:
+        with grpc.insecure_channel(standby.address, options=CHANNEL_OPTIONS) as channel:
+            admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
+            request = admin_pb2.ActivateRequest(timeout_s=timeout_s, force=True)
+            code, detail = code_of(admin.Activate, request)
+        assert (code, detail.name) == (C.INVALID_ARGUMENT, "ActivateRequest.timeout_s")
+        assert standby._serving.standby and not shard._serving.fenced
+    finally:
+        standby.stop()
