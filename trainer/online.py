@@ -27,6 +27,7 @@ from embedstore.errors import (
     UnavailableError,
     UnknownStreamError,
 )
+from embedstore.freshness import Histogram
 from trainer.catalog import Catalog
 from trainer.events import nothing_of
 from trainer.history import HistoryStore
@@ -95,6 +96,7 @@ class Trainer:
         self.positions: dict[str, int] = {}
         self.dense_positions: dict[str, int] = {}
         self.replayed_events = 0
+        self.event_to_trained = Histogram()
         # Up to where some chunk of the store, and every chunk, had the streams when they were last compared.
         self._pushed_to: dict[str, int] = {}
         self._level_to: dict[str, int] = {}
@@ -186,6 +188,7 @@ class Trainer:
         learnt = self.learner.learn(prediction, np.flatnonzero(self._learnable(batch, window)))
         event_time_ms = int(batch.event_time_ms.max())
         self._persist(lambda: self.store.push(learnt.pushes, origins=batch.origins, event_time_ms=event_time_ms))
+        self.event_to_trained.observe((self.clock.wall_ms() - event_time_ms) / 1000)
         self.catalog.mark_stale(prediction.used_U)
         if learnt.loss is not None:
             if dense and learnt.pushes:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ def stream(
         str | None, typer.Option(help="event time of the first scored event, ISO 8601; UTC if it has no zone")
     ] = None,
     metrics: Annotated[Path | None, typer.Option(help="append a JSON line a second here")] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="host:port where Prometheus finds the trainer")] = None,
     summary: Annotated[Path | None, typer.Option(help="write the final numbers here, JSON")] = None,
     state: Annotated[Path | None, typer.Option(help="the trainer's own directory; see above")] = None,
     max_events: Annotated[int | None, typer.Option(min=1, help="stop after so many events")] = None,
@@ -56,6 +57,7 @@ def stream(
     $XDG_STATE_HOME/embedtrain. SIGINT and SIGTERM end the run after the batch at hand, with a cut.
     """
     from trainer.config import load_settings
+    from trainer.exposition import Exposition
     from trainer.metrics import write_summary
     from trainer.online import Trainer
     from trainer.sources import open_source
@@ -72,7 +74,8 @@ def stream(
         stack.callback(source.close)
         opened = _open_store(store, settings)
         stack.callback(opened.close)
-        on_report = stack.enter_context(_reporter(metrics))
+        exposition = Exposition()
+        on_report = stack.enter_context(_reporter(metrics, exposition.update))
         trainer = Trainer(
             settings,
             opened,
@@ -85,6 +88,8 @@ def stream(
             on_report=on_report,
         )
         stack.callback(trainer.close)
+        if metrics_listen is not None:
+            stack.enter_context(exposition.served(metrics_listen, trainer.event_to_trained))
         try:
             with _stopped_by_signals(trainer):
                 result = trainer.run(max_events)
@@ -180,8 +185,9 @@ def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _reporter(path: Path | None) -> Iterator[Any]:
-    """A function that takes reports: to a JSONL file, and to a live table where standard error is a terminal."""
+def _reporter(path: Path | None, update: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    """A function that takes reports: to ``update``, to a JSONL file, and to a live table where standard error is a
+    terminal."""
     from rich.console import Console
     from rich.live import Live
 
@@ -195,6 +201,7 @@ def _reporter(path: Path | None) -> Iterator[Any]:
         live = stack.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
 
         def take(report: dict[str, Any]) -> None:
+            update(report)
             if file is not None:
                 file.write(report)
             if live is not None:

@@ -59,7 +59,7 @@ class ServeSettings(BaseSettings):
     mtls: bool = False
     tokens: Path | None = None
     plaintext_beyond_loopback: bool = False
-    metrics: str = ""
+    metrics_listen: str = ""
 
     def options(self) -> ShardOptions:
         """As the server takes them; :class:`InvalidArgumentError` names a bad one."""
@@ -91,7 +91,7 @@ class ServeSettings(BaseSettings):
             mtls=self.mtls,
             tokens=self.tokens,
             plaintext_beyond_loopback=self.plaintext_beyond_loopback,
-            metrics=self.metrics,
+            metrics_listen=self.metrics_listen,
         )
 
 

@@ -9,7 +9,6 @@ them.
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -77,9 +76,9 @@ class Exposition(Collector):
         yield _gauge("last_checkpoint_timestamp_seconds", "Of the last checkpoint; 0: none.", stats.last_checkpoint_s)
 
     def _request_families(self) -> Iterator[Family]:
-        seconds = _histograms("request_seconds", "Time in the handler of a request.", ["method"])
+        seconds = histograms(PREFIX + "request_seconds", "Time in the handler of a request.", ["method"])
         for method, histogram in list(self._requests.seconds.items()):
-            _add(seconds, [method], histogram.read())
+            add_distribution(seconds, [method], histogram.read())
         refused = _counter("refused_requests", "Requests that were refused.", ["method", "error"])
         for labels, count in list(self._requests.refused.items()):
             refused.add_metric(labels, count)
@@ -89,10 +88,10 @@ class Exposition(Collector):
 def distributions(found: Any) -> Iterator[Family]:
     """Histograms by table, of what :mod:`embedstore.freshness` measures."""
     for measure, meaning in MEANINGS.items():
-        family = _histograms(measure, meaning, ["table"])
+        family = histograms(PREFIX + measure, meaning, ["table"])
         for (name, table), distribution in found.items():
             if name == measure:
-                _add(family, [table], distribution)
+                add_distribution(family, [table], distribution)
         yield family
 
 
@@ -166,12 +165,13 @@ def _counter(name: str, meaning: str, labels: list[str]) -> CounterMetricFamily:
     return CounterMetricFamily(PREFIX + name, meaning, labels=labels)
 
 
-def _histograms(name: str, meaning: str, labels: list[str]) -> HistogramMetricFamily:
-    unit = re.sub(r".*_", "", name)
-    return HistogramMetricFamily(PREFIX + name, meaning, labels=labels, unit=unit)
+def histograms(name: str, meaning: str, labels: list[str]) -> HistogramMetricFamily:
+    """A family without samples yet; its unit is the name's last word."""
+    return HistogramMetricFamily(name, meaning, labels=labels, unit=name.rpartition("_")[2])
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], distribution: Distribution) -> None:
+def add_distribution(family: HistogramMetricFamily, labels: list[str], distribution: Distribution) -> None:
+    """One sample of the family."""
     below, buckets = 0, []
     for bound, count in zip([*map(str, distribution.bounds), "+Inf"], distribution.counts, strict=True):
         below += count

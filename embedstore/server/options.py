@@ -31,8 +31,8 @@ class ShardOptions:
     ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
     ``credentials``: the process's own; with a certificate the port speaks TLS. ``mtls``: callers need one from
     ``credentials.tls_ca``. ``tokens``: see :class:`Tokens`; without, everyone who can connect may do everything.
-    Beyond loopback the port needs TLS, or ``plaintext_beyond_loopback``. ``metrics``: host:port for Prometheus, none
-    without.
+    Beyond loopback the port needs TLS, or ``plaintext_beyond_loopback``. ``metrics_listen``: host:port for
+    Prometheus.
     """
 
     listen: str
@@ -59,7 +59,7 @@ class ShardOptions:
     mtls: bool = False
     tokens: Path | None = None
     plaintext_beyond_loopback: bool = False
-    metrics: str = ""
+    metrics_listen: str = ""
 
     def __post_init__(self) -> None:
         check_shard(self.shard, self.num_shards)
@@ -80,8 +80,8 @@ class ShardOptions:
         if self.standby and not self.advertise:
             host, _, port = self.listen.rpartition(":")
             check_address("advertise", f"{host}:{port if int(port) else 1}")
-        if self.metrics:
-            self._check_port("metrics", self.metrics)
+        if self.metrics_listen:
+            self._check_port("metrics_listen", self.metrics_listen)
 
     def _check_port(self, name: str, listen: str) -> None:
         host, colon, port = listen.rpartition(":")

@@ -106,7 +106,7 @@ class Shard:
     @property
     def metrics_address(self) -> str:
         """host:port of the metrics as it was opened; "" without."""
-        host = self.options.metrics.rpartition(":")[0]
+        host = self.options.metrics_listen.rpartition(":")[0]
         return "" if self._metrics is None else f"{host}:{self._metrics.server_address[1]}"
 
     @property
@@ -208,9 +208,9 @@ class Shard:
 
     def _open_metrics(self) -> None:
         options = self.options
-        if options.metrics:
+        if options.metrics_listen:
             exposition = Exposition(self._serving, self._measured)
-            self._metrics = serve_metrics(options.metrics, [exposition], options.credentials, mtls=options.mtls)
+            self._metrics = serve_metrics(options.metrics_listen, [exposition], options.credentials, mtls=options.mtls)
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:

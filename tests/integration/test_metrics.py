@@ -35,7 +35,9 @@ def start() -> Iterator[Callable[..., Shard]]:
 
         def shard(**options: Any) -> Shard:
             server = Shard(
-                ShardOptions(**{"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "sync_interval_ms": 10, **options})
+                ShardOptions(
+                    **{"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "sync_interval_ms": 10, **options}
+                )
             )
             server.start()
             stack.callback(server.stop)
@@ -150,13 +152,13 @@ def test_metrics_go_over_tls_where_the_port_does(start: Callable[..., Shard], tm
 
 def test_a_port_in_use_is_told_and_leaves_nothing_open(start: Callable[..., Shard]) -> None:
     first = start(tables=[TABLE])
-    options = ShardOptions("127.0.0.1:0", metrics=first.metrics_address)
+    options = ShardOptions("127.0.0.1:0", metrics_listen=first.metrics_address)
     with pytest.raises(es.UnavailableError, match="metrics cannot be served there"):
         Shard(options).start()
     with pytest.raises(es.InvalidArgumentError, match="metrics"):
-        ShardOptions("127.0.0.1:0", metrics="nowhere")
+        ShardOptions("127.0.0.1:0", metrics_listen="nowhere")
     with pytest.raises(es.InvalidArgumentError, match="plaintext"):
-        ShardOptions("127.0.0.1:0", metrics="0.0.0.0:9", credentials=PLAIN)
+        ShardOptions("127.0.0.1:0", metrics_listen="0.0.0.0:9", credentials=PLAIN)
 
 
 def lines(*arguments: str) -> list[dict[str, Any]]:

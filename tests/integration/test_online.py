@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -512,9 +514,17 @@ def test_sigterm_ends_a_run_with_a_cut_and_the_next_one_finishes_it(settings: Se
     options["metrics"] = tmp_path / "m.jsonl"
     command = [sys.executable, "-c", "from trainer.cli import main; main()", "stream"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    run = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics_at = f"127.0.0.1:{free_port()}"
+    run = subprocess.Popen(
+        [*command, "--metrics-listen", metrics_at],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         wait_for_first_report(tmp_path / "m.jsonl", run)
+        check_metrics(metrics_at)
         run.send_signal(signal.SIGTERM)
         output, problems = run.communicate(timeout=60)
     finally:
@@ -530,6 +540,18 @@ def test_sigterm_ends_a_run_with_a_cut_and_the_next_one_finishes_it(settings: Se
     assert summary["tests"] == expected_tests(path)
     assert summary["rows"] == ITEMS
     assert {"events_per_s", "hr_at_10", "mrr_at_10"} <= summary.keys()
+
+
+def check_metrics(address: str) -> None:
+    """The trainer tells Prometheus what the manual says."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    assert families["embedtrain_events"].samples[0].value > 0
+    [count] = [s.value for s in families["embedtrain_event_to_trained_seconds"].samples if s.name.endswith("_count")]
+    assert count > 0
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    listed = {name.removesuffix("_total") for name in re.findall(r"`(embedtrain_[a-z0-9_]+)", manual)}
+    assert {name for name in families if name.startswith("embedtrain_")} <= listed
 
 
 def wait_for_first_report(path: Path, run: subprocess.Popen[str]) -> None:

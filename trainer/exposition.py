@@ -1,0 +1,68 @@
+"""What a trainer tells a Prometheus server: its latest report, and how old events are when they have been learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from embedstore.credentials import Credentials, is_loopback
+from embedstore.errors import InvalidArgumentError
+from embedstore.freshness import EVENT_TO_TRAINED, Histogram
+from embedstore.server.metrics import add_distribution, histograms, serve_metrics
+
+PREFIX = "embedtrain_"
+COUNTERS = ("events", "replayed_events", "set_aside", "unscored", "tests", "steps", "skipped_steps")
+GAUGES = ("window_hr_at_10", "window_mrr_at_10", "loss", "lag_records", "items", "users_in_memory")
+
+
+class Exposition(Collector):
+    """Holds the latest report. Any thread may call anything."""
+
+    def __init__(self) -> None:
+        self._report: Mapping[str, Any] = {}
+        self._trained = Histogram()
+
+    def update(self, report: Mapping[str, Any]) -> None:
+        """There is a newer report."""
+        self._report = report
+
+    @contextmanager
+    def served(self, listen: str, trained: Histogram) -> Iterator[str]:
+        """Answer scrapes at host:port, which must be of this machine unless there is a certificate; gives the address
+        as it was opened. :class:`InvalidArgumentError`, :class:`UnavailableError`."""
+        host, colon, port = listen.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
+            raise InvalidArgumentError("metrics-listen", f"must be host:port, not {listen!r}")
+        credentials = Credentials.from_environment()
+        if credentials.tls_cert is None and not is_loopback(listen):
+            raise InvalidArgumentError("metrics-listen", f"{host} is not this machine: EMBEDSTORE_TLS_CERT is needed")
+        self._trained = trained
+        server = serve_metrics(listen, [self], credentials, mtls=False)
+        try:
+            yield f"{host}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def collect(self) -> Iterator[Any]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        report = self._report
+        for name in COUNTERS:
+            if name in report:
+                yield CounterMetricFamily(PREFIX + name, f"Since the first cut: {name}.", value=report[name])
+        for name in GAUGES:
+            if report.get(name) is not None:
+                yield GaugeMetricFamily(PREFIX + name, f"Now: {name}.", value=report[name])
+        if report.get("lag_s") is not None:
+            yield GaugeMetricFamily(PREFIX + "lag_seconds", "Age of the latest event.", value=report["lag_s"])
+        positions = GaugeMetricFamily(PREFIX + "position", "Up to where a stream was read.", labels=["stream"])
+        for stream, position in report.get("positions", {}).items():
+            positions.add_metric([stream], position)
+        yield positions
+        trained = histograms(PREFIX + EVENT_TO_TRAINED, "From a batch's latest event until it was pushed.", [])
+        add_distribution(trained, [], self._trained.read())
+        yield trained
