@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from moving_shards import MovingShards
 from processes import Process, free_port
+from prometheus_client.parser import text_string_to_metric_families
 from stores import STORE_FACTORIES
 
 import embedstore as es
