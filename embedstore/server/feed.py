@@ -18,29 +18,28 @@ between two messages at most one delta.
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from embedstore import dense
 from embedstore._native import crc32c
 from embedstore.errors import InvalidArgumentError
 from embedstore.freshness import TRAINED_TO_PUBLISHED
 from embedstore.placement import check_shard, chunks_of_shard
-from embedstore.server.parts import PART_BYTES_MAX, Cursors, split, to_bytes
-from embedstore.table import DELTA_HEADER_BYTES, ChunkStates, Table, delta_info
-from embedstore.v1 import store_pb2, sync_pb2
+from embedstore.server.parts import PART_BYTES_MAX, Cursors, split
+from embedstore.server.shared_deltas import SharedDeltas
+from embedstore.server.table_feed import NEVER_MS, TableFeed
+from embedstore.v1 import sync_pb2
 
 if TYPE_CHECKING:
     from embedstore.spec import TableSpec
     from embedstore.table_set import TableSet
 
-NEVER_MS = -(1 << 62)
 SYNC_INTERVAL_MS_MAX = 3_600_000
+SHARED_PART = 4
+"""A delta made for another follower within this part of ``sync_interval_ms`` is new enough."""
 
 
 @dataclass(frozen=True)
@@ -55,151 +54,6 @@ class Pace:
         for name in ("sync_interval_ms", "heartbeat_ms"):
             if not 1 <= getattr(self, name) <= SYNC_INTERVAL_MS_MAX:
                 raise InvalidArgumentError(name, f"must be in [1, {SYNC_INTERVAL_MS_MAX}], not {getattr(self, name)}")
-
-
-class TableFeed:
-    """What one follower has been sent of one table."""
-
-    def __init__(
-        self, table: Table, cursors: Cursors | None, *, embeddings_only: bool, only_chunks: range | None = None
-    ) -> None:
-        self.table = table
-        self.spec: TableSpec | None = None
-        self._embeddings_only = embeddings_only
-        self._range = table.chunks if only_chunks is None else _common(table.chunks, only_chunks)
-        self._chunks = np.arange(self._range.start, self._range.stop, dtype=np.uint32)
-        count = len(self._chunks)
-        self._incarnations = np.zeros(count, np.uint64)
-        self._versions = np.zeros(count, np.uint64)
-        self._sent_ms = np.full(count, NEVER_MS, np.int64)
-        self._changed_ms = np.zeros(count, np.int64)
-        self._complete_ms = np.zeros(count, np.int64)
-        self._claimed_sets = np.full(count, -1, np.int64)
-        self._claimed_clocks_ms = np.zeros(count, np.int64)
-        self._set_numbers: dict[bytes, int] = {}
-        self._next_set = 0
-        self.next_due_ms: int | None = None
-        if cursors is not None:
-            self.rewind(cursors, whole_table=True)
-
-    @property
-    def complete_until_ms(self) -> int:
-        """The moment before which no change of this table is unsent; 0 before the first complete round."""
-        return int(self._complete_ms.min(initial=np.iinfo(np.int64).max))
-
-    def rewind(self, cursors: Cursors, *, whole_table: bool) -> None:
-        """Go on from these cursors instead; chunks that are not of this table's part are ignored. A whole table is
-        announced again first, which tells the follower what was sent before it asked."""
-        if whole_table:
-            self.spec = None
-            self._incarnations[:] = 0
-            self._versions[:] = 0
-        first = self._range.start
-        mine = (cursors.chunks >= first) & (cursors.chunks < self._range.stop)
-        at = cursors.chunks[mine].astype(np.int64) - first
-        self._incarnations[at] = cursors.incarnations[mine]
-        self._versions[at] = cursors.versions[mine]
-        touched = slice(None) if whole_table else at
-        self._complete_ms[touched] = 0
-        self._claimed_sets[touched] = -1
-
-    def due(self, now_ms: int, interval_ms: int, as_of_ms: int, changed_ms: int = 0) -> np.ndarray:
-        """Indexes of the chunks to send now; remembers when the next one of those that must wait is due.
-
-        ``changed_ms``: when the first change since the last call was, by the wall clock; 0: not known.
-        """
-        states = self._states()
-        changed = (states.incarnations != self._incarnations) | (states.versions != self._versions)
-        self._changed_ms[changed & (self._changed_ms == 0)] = changed_ms
-        self._complete_ms[~changed] = as_of_ms
-        early = changed & (self._sent_ms > now_ms - interval_ms)
-        self.next_due_ms = int(self._sent_ms[early].min()) + interval_ms if early.any() else None
-        return np.flatnonzero(changed & ~early)
-
-    def _states(self) -> ChunkStates:
-        states, first = self.table.chunk_states(), self.table.chunks.start
-        mine = slice(self._range.start - first, self._range.stop - first)
-        return ChunkStates(*(column[mine] for column in states))
-
-    def delta(self, index: int, now_ms: int, as_of_ms: int) -> tuple[int, bytes, int]:
-        """The chunk at ``index``, its delta after what was sent before, and when the first change in it was (0: not
-        known)."""
-        chunk = int(self._chunks[index])
-        cursor = int(self._incarnations[index]), int(self._versions[index])
-        data = self.table.delta(chunk, *cursor, embeddings_only=self._embeddings_only)
-        info = delta_info(data)
-        self._incarnations[index], self._versions[index] = info.incarnation, info.to_version
-        self._sent_ms[index] = now_ms
-        self._complete_ms[index] = as_of_ms
-        watermarks = data[DELTA_HEADER_BYTES : DELTA_HEADER_BYTES + info.watermark_bytes]
-        self._claimed_sets[index] = self._number(watermarks)
-        self._claimed_clocks_ms[index] = info.clock_ms
-        changed_ms, self._changed_ms[index] = int(self._changed_ms[index]), 0
-        return chunk, data, changed_ms
-
-    def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
-        """Watermarks and clocks that moved since the last one, of chunks that stand where the follower stands."""
-        before = self._states()
-        watermarks = self.table.watermarks()
-        after = self._states()
-        still = (before.incarnations == self._incarnations) & (before.versions == self._versions)
-        still &= (after.incarnations == self._incarnations) & (after.versions == self._versions)
-        numbers, indexes = self._numbers(watermarks)
-        moved = still & (numbers >= 0)
-        moved &= (numbers != self._claimed_sets) | (after.clocks_ms != self._claimed_clocks_ms)
-        if not moved.any():
-            return None
-        self._claimed_sets[moved] = numbers[moved]
-        self._claimed_clocks_ms[moved] = after.clocks_ms[moved]
-        return sync_pb2.TableHeartbeat(
-            table=self.table.spec.name,
-            chunks=to_bytes(self._chunks[moved], "<u4"),
-            incarnations=to_bytes(self._incarnations[moved], "<u8"),
-            versions=to_bytes(self._versions[moved], "<u8"),
-            clocks_ms=to_bytes(after.clocks_ms[moved], "<i8"),
-            watermark_indexes=to_bytes(indexes[moved], "<u4"),
-            watermark_sets=[
-                sync_pb2.WatermarkSet(
-                    positions=[store_pb2.StreamPosition(stream=name, position=at) for name, at in positions.items()]
-                )
-                for positions, _ in watermarks
-            ],
-        )
-
-    def _numbers(self, watermarks: Sequence[tuple[Mapping[str, int], Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
-        """Per chunk the number of its set of watermarks, and the set's index in this list. Forgets all other sets."""
-        numbers = np.full(len(self._chunks), -1, np.int64)
-        indexes = np.zeros(len(self._chunks), np.uint32)
-        kept: dict[bytes, int] = {}
-        for index, (positions, chunks) in enumerate(watermarks):
-            encoded = encode_watermarks(positions)
-            kept[encoded] = self._number(encoded)
-            at = np.asarray(chunks, np.int64) - self._range.start
-            at = at[(at >= 0) & (at < len(numbers))]
-            numbers[at], indexes[at] = kept[encoded], index
-        self._set_numbers = kept
-        return numbers, indexes
-
-    def _number(self, encoded: bytes) -> int:
-        """A number of its own for each set of watermarks, never used again for another."""
-        number = self._set_numbers.get(encoded)
-        if number is None:
-            number = self._set_numbers[encoded] = self._next_set
-            self._next_set += 1
-        return number
-
-
-def encode_watermarks(positions: Mapping[str, int]) -> bytes:
-    """The watermark section of a delta with these positions; see docs/formats/delta.md."""
-    names = sorted((stream.encode(), position) for stream, position in positions.items())
-    section = b"".join(struct.pack("<H", len(name)) + name + struct.pack("<q", position) for name, position in names)
-    return section + bytes(-len(section) % 8)
-
-
-def _common(a: range, b: range) -> range:
-    """What two ranges share; empty ones lie within ``a``."""
-    first = min(max(a.start, b.start), a.stop)
-    return range(first, max(first, min(a.stop, b.stop)))
 
 
 class Feed:
@@ -217,8 +71,10 @@ class Feed:
         *,
         clock_ms: Callable[[], int],
         monotonic_ms: Callable[[], int],
+        deltas: SharedDeltas | None = None,
     ) -> None:
         self._source = tables
+        self._shared = deltas
         self._clock_ms = clock_ms
         self._monotonic_ms = monotonic_ms
         interval_ms = wants.sync_interval_ms or pace.sync_interval_ms
@@ -310,7 +166,11 @@ class Feed:
                     raise InvalidArgumentError("FollowWants.embeddings_only", problem)
                 cursors = self._wanted.pop(name, None)
                 feed = self._tables[name] = TableFeed(
-                    table, cursors, embeddings_only=self._embeddings_only, only_chunks=self._chunks_for(table.spec)
+                    table,
+                    cursors,
+                    embeddings_only=self._embeddings_only,
+                    only_chunks=self._chunks_for(table.spec),
+                    deltas=self._shared,
                 )
             if feed.spec != table.spec:
                 feed.spec = table.spec
@@ -320,9 +180,10 @@ class Feed:
     def _deltas(self, now_ms: int, as_of_ms: int, changed_ms: int) -> Iterator[sync_pb2.FollowResponse]:
         bundle, size = sync_pb2.FollowResponse(), 0
         changes: Counter[tuple[str, int]] = Counter()
+        share_ms = self._pace.sync_interval_ms // SHARED_PART
         for name, feed in self._tables.items():
             for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms, changed_ms).tolist():
-                chunk, delta, since_ms = feed.delta(index, self._monotonic_ms(), as_of_ms)
+                chunk, delta, since_ms = feed.delta(index, self._monotonic_ms(), as_of_ms, share_ms)
                 for offset, data in split(delta):
                     if size and size + len(data) > PART_BYTES_MAX:
                         yield from self._publish(bundle, changes)

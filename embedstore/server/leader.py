@@ -23,6 +23,7 @@ from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError,
 from embedstore.interface import FollowerState, check_position
 from embedstore.peers import is_address
 from embedstore.server.feed import Feed, Pace
+from embedstore.server.shared_deltas import SharedDeltas
 from embedstore.status import to_status
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
 
@@ -237,6 +238,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         self._lock = threading.Lock()
         self._calls: set[_Call] = set()
         self._closed = False
+        self.deltas = SharedDeltas(lambda: len(self._calls) > 1)
 
     @property
     def followers(self) -> int:
@@ -296,6 +298,8 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
             if call not in self._calls:
                 return
             self._calls.remove(call)
+            if len(self._calls) < 2:
+                self.deltas.forget()
         self._tables.follower_left()
         self._tables.notify()
 
@@ -307,7 +311,14 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         # A standby may fetch what is left of a leader that has been replaced already.
         if request.epoch not in (0, epoch) and not request.wants.HasField("standby"):
             raise StaleEpochError(request.epoch, epoch)
-        feed = Feed(self._tables, request.wants, self._pace, clock_ms=self._clock_ms, monotonic_ms=self._monotonic_ms)
+        feed = Feed(
+            self._tables,
+            request.wants,
+            self._pace,
+            clock_ms=self._clock_ms,
+            monotonic_ms=self._monotonic_ms,
+            deltas=self.deltas,
+        )
         while not call.ended:
             tick = self._tables.tick()
             for rewind in call.take_rewinds():

@@ -23,9 +23,9 @@ from embedstore.errors import (
 )
 from embedstore.interface import Origin, Reader
 from embedstore.placement import chunks_of_ids, split
-from embedstore.server.feed import TableFeed
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.link import Retry
+from embedstore.server.table_feed import TableFeed
 from embedstore.spec import SGD, Adagrad, TableSpec
 from embedstore.store import LocalStore
 from embedstore.table import Table

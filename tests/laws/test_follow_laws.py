@@ -22,6 +22,7 @@ from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk
 from embedstore.server.feed import Feed, Pace
 from embedstore.server.intake import Intake
 from embedstore.server.replica import Replica
+from embedstore.server.shared_deltas import SharedDeltas
 from embedstore.spec import SGD, TableSpec
 from embedstore.store import LocalStore
 from embedstore.v1 import sync_pb2
@@ -38,6 +39,7 @@ class Wire:
 
     def __init__(self, leader: int, store: LocalStore, replica: Replica, time_ms: Time) -> None:
         self.store = store
+        self.shared = SharedDeltas(lambda: True)
         self.time_ms = time_ms
         self.intake = Intake(replica, leader, only_tables=(), embeddings_only=True, sync_interval_ms=INTERVAL_MS)
         self.asked_again: list[str] = []
@@ -47,7 +49,9 @@ class Wire:
         """Begin a call from where the follower stands; what was on the way is lost."""
         pace = Pace(INTERVAL_MS, INTERVAL_MS)
         clock = self.time_ms.now
-        self.feed = Feed(self.store, self.intake.begin(), pace, clock_ms=clock, monotonic_ms=clock)
+        wants = self.intake.begin()
+        self.feed = Feed(self.store, wants, pace, clock_ms=clock, monotonic_ms=clock, deltas=self.shared)
+        self.twin = Feed(self.store, wants, pace, clock_ms=clock, monotonic_ms=clock, deltas=self.shared)
         self.way: list[sync_pb2.FollowResponse] = []
         self.sequence = 0
         self.asked_again.clear()
@@ -166,6 +170,12 @@ class Following(RuleBasedStateMachine):
         self.time.at_ms += pass_ms
         self.wires[shard].send()
 
+    @rule(shard=st.integers(0, 1), pass_ms=st.integers(0, INTERVAL_MS))
+    def another_follower_is_sent_the_same(self, shard: int, pass_ms: int) -> None:
+        """What was made for it may be sent to ours a little later."""
+        self.time.at_ms += pass_ms
+        list(self.wires[shard].twin.round())
+
     @rule(shard=st.integers(0, 1))
     def deliver(self, shard: int) -> None:
         self.pass_on_requests()
@@ -216,6 +226,7 @@ class Following(RuleBasedStateMachine):
         store = LocalStore(None, tables, shard=shard, num_shards=NUM_SHARDS, clock_ms=self.time.now)
         store.open_stream("s", self.position)
         self.stores[shard] = self.wires[shard].store = store
+        self.wires[shard].shared = SharedDeltas(lambda: True)
         self.wires[shard].call()
 
     def has(self, shard: int, table: TableSpec) -> bool:

@@ -1,0 +1,98 @@
+"""Followers who stand at the same cursors are sent the same encoding, within bounds of age and memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedstore.server.feed import Feed, Pace
+from embedstore.server.shared_deltas import SharedDeltas
+from embedstore.spec import SGD, TableSpec
+from embedstore.store import LocalStore
+from embedstore.v1 import sync_pb2
+
+SPEC = TableSpec("t", dim=4, optimizer=SGD(1.0), num_chunks=8)
+IDS = np.arange(400, dtype=np.uint64)
+INTERVAL_MS = 100
+
+
+class Leader:
+    """A store, a clock, and feeds of as many followers as are asked for."""
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self.now_ms = 1_700_000_000_000
+        self.store = LocalStore(None, [SPEC], clock_ms=lambda: self.now_ms)
+        self.deltas = SharedDeltas(lambda: not alone)
+
+    def feed(self) -> Feed:
+        clock = lambda: self.now_ms  # noqa: E731
+        pace = Pace(INTERVAL_MS, INTERVAL_MS)
+        wants = sync_pb2.FollowWants(embeddings_only=True)
+        return Feed(self.store, wants, pace, clock_ms=clock, monotonic_ms=clock, deltas=self.deltas)
+
+    def push(self) -> None:
+        self.store.push({"t": (IDS, np.ones((400, 4), np.float32))})
+
+
+def sent(feed: Feed) -> list[bytes]:
+    return [part.data for message in feed.round() for part in message.deltas.parts]
+
+
+def test_what_one_was_sent_is_not_encoded_again_for_another() -> None:
+    leader = Leader()
+    first, second = leader.feed(), leader.feed()
+    for _ in range(3):
+        leader.push()
+        leader.now_ms += INTERVAL_MS
+        made = leader.deltas.made
+        assert sent(first) == sent(second)
+        assert leader.deltas.made == made + SPEC.num_chunks
+
+
+def test_another_who_comes_late_is_sent_the_present() -> None:
+    leader = Leader()
+    first, second = leader.feed(), leader.feed()
+    leader.push()
+    sent(first)
+    leader.now_ms += INTERVAL_MS // 4 + 1
+    leader.push()
+    late = leader.feed()
+    assert sent(second) == sent(late)
+    assert leader.deltas.made == 2 * SPEC.num_chunks
+
+
+def test_a_change_after_the_encoding_is_not_said_to_have_been_sent() -> None:
+    """The second follower is sent what was made for the first before the change, and hears of the change later."""
+    leader = Leader()
+    first, second = leader.feed(), leader.feed()
+    leader.push()
+    sent(first)
+    made_ms = leader.now_ms
+    leader.now_ms += INTERVAL_MS // 10
+    leader.push()
+    leader.now_ms += INTERVAL_MS // 10
+    messages = list(second.round())
+    complete_ms = max(message.heartbeat.complete_until_ms for message in messages)
+    assert complete_ms <= made_ms
+    leader.now_ms += INTERVAL_MS
+    assert len(sent(second)) == SPEC.num_chunks
+
+
+def test_a_follower_alone_leaves_nothing_in_memory() -> None:
+    leader = Leader(alone=True)
+    leader.push()
+    sent(leader.feed())
+    sent(leader.feed())
+    assert (leader.deltas.made, leader.deltas.shared) == (2 * SPEC.num_chunks, 0)
+
+
+def test_what_is_kept_is_bounded_and_can_be_forgotten() -> None:
+    leader = Leader()
+    leader.push()
+    size = len(sent(leader.feed())[0])
+    leader.deltas = SharedDeltas(lambda: True, bytes_max=3 * size)
+    sent(leader.feed())
+    sent(leader.feed())
+    assert 0 < leader.deltas.shared <= 3 or leader.deltas.made > SPEC.num_chunks
+    assert leader.deltas.bytes_kept <= 3 * size
+    leader.deltas.forget()
+    assert leader.deltas.bytes_kept == 0
