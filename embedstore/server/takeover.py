@@ -97,6 +97,8 @@ class Takeover:
             begun = self._begun
             if begun is not None and begun.epoch <= self._standby.leaders.epoch:
                 begun = None  # others took over since
+            if topology is None and begun is None:
+                self._standby.wait_synced(timeout_s)
             record = topology or begun or self._successor()
             self._check(record)
             # Whoever has never been complete cannot take over, whatever force there is.
@@ -158,14 +160,19 @@ class Takeover:
         if not followed:
             raise UnavailableError(self._standby.address, "follows nobody at present")
         self._check_leaders(record, list(followed.values()), force)
-        for leader, address in followed.items():
+        # All members, in the order of the shards: of two takeovers at once one is refused by the first that both tell,
+        # before it has told anybody else.
+        for shard, address in sorted((dict(self._standby.leaders.addresses) | followed).items()):
             try:
                 reassign(address, record, self._serving.credentials)
-                fenced.append(leader)
-            except UnavailableError as error:
-                if not force:
+            except StaleEpochError:
+                raise
+            except EmbedstoreError as error:
+                if shard in followed and not (force and isinstance(error, UnavailableError)):
                     raise
-                log.warning("taking over from %s, which cannot be told: %s", address, error)
+                log.warning("taking over although %s cannot be told: %s", address, error)
+            else:
+                fenced += [shard] if shard in followed else []
         try:
             self._standby.wait_level(fenced, record.epoch, max(0.0, deadline_s - time.monotonic()))
         except UnavailableError as error:
@@ -178,13 +185,17 @@ class Takeover:
         for address in addresses:
             try:
                 answer = _ask(address, TELL_TIMEOUT_S, self._serving.credentials)
+                known = topology_from_proto(answer.topology)
                 if not answer.ready:
                     raise UnavailableError(address, "is not ready yet")
+                if answer.fenced and known.epoch < record.epoch:
+                    raise UnavailableError(
+                        address, f"has been replaced in epoch {known.epoch}: others have what came after"
+                    )
             except UnavailableError:
                 if not force:
                     raise
                 continue
-            known = topology_from_proto(answer.topology)
             if known.epoch >= record.epoch and known != record:
                 raise StaleEpochError(record.epoch, known.epoch, known)
 

@@ -3,7 +3,9 @@ back."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -150,3 +152,30 @@ def test_of_two_takeovers_at_once_the_one_that_came_late_changes_nothing(members
     assert reshard([standby], new).epoch == 3
     push(old[1])
     check(new[0], 3, epoch=3)
+
+
+def test_of_promotions_of_several_shards_at_once_each_ends_or_can_be_given_again(members: Members) -> None:
+    old = start_shards(members, 3, COUNTS)
+    new = start_standbys(members, old, 3)
+    push(old[0])
+    waiting = list(new)
+    deadline_s = time.monotonic() + 3 * TIMEOUT_S
+    pushes = 1
+    while waiting:
+        assert time.monotonic() < deadline_s
+        with ThreadPoolExecutor(len(new)) as pool:
+            outcomes = list(pool.map(promoted, waiting))
+        waiting = [address for address, done in zip(waiting, outcomes, strict=True) if not done]
+        push(old[0])
+        pushes += 1
+    check(old[0], pushes, epoch=1 + len(new))
+    check(new[0], pushes, epoch=1 + len(new))
+
+
+def promoted(address: str) -> bool:
+    """False: others were faster."""
+    try:
+        activate([address], None, force=False, timeout_s=TIMEOUT_S)
+    except (StaleEpochError, UnavailableError):
+        return False
+    return True
