@@ -95,7 +95,11 @@ class Lookup:
     def _spread(self, out: np.ndarray, answers: Sequence[tuple[Piece, Any]]) -> np.ndarray:
         for piece, values in answers:
             out[slice(None) if piece.positions is None else piece.positions] = values
-        return out.take(self._inverse, axis=0) if self.repeats else out
+        return self.repeated(out)
+
+    def repeated(self, values: np.ndarray) -> np.ndarray:
+        """Values of the unique ids, for all ids in their order."""
+        return values.take(self._inverse, axis=0) if self.repeats else values
 
 
 def pages_of_lookups(lookups: Sequence[Lookup], dtype: Any, num_shards: int) -> list[tuple[int, list[Piece]]]:

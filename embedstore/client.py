@@ -22,7 +22,7 @@ from embedstore.batches import (
 from embedstore.cluster import Call, Cluster, Route, discover
 from embedstore.credentials import Credentials
 from embedstore.degraded import OnUnavailable, check_on_unavailable
-from embedstore.errors import StaleGenerationError, UnavailableError
+from embedstore.errors import ReadOnlyError, StaleGenerationError, UnavailableError
 from embedstore.interface import (
     CheckpointResult,
     Ids,
@@ -40,6 +40,7 @@ from embedstore.interface import (
 from embedstore.origins import check_event_time, check_origins
 from embedstore.peers import Patience
 from embedstore.reads import RemoteReader
+from embedstore.row_cache import RowCache, check_cache
 from embedstore.session import decoded
 from embedstore.table_set import check_tables
 from embedstore.updates import Update, send
@@ -58,6 +59,8 @@ def connect(
     slow_timeout_s: float = 600.0,
     credentials: Credentials | None = None,
     on_unavailable: OnUnavailable = "raise",
+    max_age_ms: int | None = None,
+    cache_rows_max: int | None = None,
 ) -> RemoteStore:
     """A store on the shard servers at ``addresses`` ("host:port,host:port"); any one member that knows all is enough.
 
@@ -66,20 +69,28 @@ def connect(
     ``credentials``: TLS and token; those of the environment when not given
     (:meth:`embedstore.credentials.Credentials.from_environment`). ``on_unavailable="default"``: a pull whose patience
     with a shard has ended reads that shard's ids as the table's default, and says which (:class:`Pulled`).
+    ``max_age_ms``: keep rows that were pulled for so long, at most ``cache_rows_max`` (262,144) of each table, and
+    serve pulls from them; such a store only reads.
     """
     check_on_unavailable(on_unavailable)
+    cache = check_cache(max_age_ms, cache_rows_max)
     credentials = Credentials.from_environment() if credentials is None else credentials
     cluster = discover(addresses, Patience(timeout_s, retry_s), credentials)
-    return RemoteStore(cluster, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable)
+    return RemoteStore(cluster, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable, cache=cache)
 
 
 class RemoteStore(RemoteReader):
     """See the module and :class:`embedstore.interface.Store`."""
 
     def __init__(
-        self, peers: Cluster, *, slow_timeout_s: float = 600.0, on_unavailable: OnUnavailable = "raise"
+        self,
+        peers: Cluster,
+        *,
+        slow_timeout_s: float = 600.0,
+        on_unavailable: OnUnavailable = "raise",
+        cache: RowCache | None = None,
     ) -> None:
-        super().__init__(peers, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable)
+        super().__init__(peers, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable, cache=cache)
         self._generations: dict[str, int] = {}
 
     def __enter__(self) -> RemoteStore:
@@ -102,7 +113,7 @@ class RemoteStore(RemoteReader):
         event_time_ms: int | None = None,
     ) -> PushResult:
         """See :class:`embedstore.interface.Store`. Shards are all-or-nothing each; see the module about several."""
-        self.peers.check_open()
+        self._check_writes()
         check_tables(tables)
         origins = tuple(origins)
         check_origins(origins)
@@ -117,6 +128,11 @@ class RemoteStore(RemoteReader):
         answers, lost = send(self, Update("Push", request, store_pb2.PushResponse.FromString), push)
         repeated = bool(answers) and all(answer.repeated_push for answer in answers)
         return PushResult(repeated=repeated, lost_updates=lost)
+
+    def _check_writes(self) -> None:
+        self.peers.check_open()
+        if self._cache is not None:
+            raise ReadOnlyError("a store with max_age_ms only reads: it would not see what it writes")
 
     def _checked(self, tables: Mapping[str, TablePush | tuple[Ids, Any]]) -> CheckedPush:
         num_shards = len(self.peers)
@@ -147,7 +163,7 @@ class RemoteStore(RemoteReader):
 
     def assign(self, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None) -> None:
         """See :class:`embedstore.interface.Store`."""
-        self.peers.check_open()
+        self._check_writes()
         check_event_time("event_time_ms", event_time_ms)
 
         def prepare() -> Keys:
@@ -175,7 +191,7 @@ class RemoteStore(RemoteReader):
 
     def delete(self, table: str, ids: Ids) -> int:
         """See :class:`embedstore.interface.Store`; after a retried call the count may miss what the first removed."""
-        self.peers.check_open()
+        self._check_writes()
         keys = Keys(self.spec(table), as_ids(ids, f"{table}.ids"))
 
         def request(part: Keys, epoch: int, origin: Origin) -> bytes:

@@ -32,6 +32,7 @@ from embedstore.interface import (
     StreamState,
 )
 from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk, shard_of_dense_set
+from embedstore.row_cache import RowCache
 from embedstore.session import Session, decoded, decoded_from, with_epoch
 from embedstore.table_set import check_tables
 from embedstore.v1 import admin_pb2, store_pb2
@@ -43,9 +44,15 @@ class RemoteReader(Session):
     """See :class:`embedstore.interface.Reader`; ``on_unavailable``: see :func:`embedstore.client.connect`."""
 
     def __init__(
-        self, peers: Cluster, *, slow_timeout_s: float = 600.0, on_unavailable: OnUnavailable = "raise"
+        self,
+        peers: Cluster,
+        *,
+        slow_timeout_s: float = 600.0,
+        on_unavailable: OnUnavailable = "raise",
+        cache: RowCache | None = None,
     ) -> None:
         super().__init__(peers)
+        self._cache = cache
         self._defaults = Defaults() if on_unavailable == "default" else None
         self._slow = replace(
             peers.patience, timeout_s=slow_timeout_s, retry_s=max(slow_timeout_s, peers.patience.retry_s)
@@ -66,6 +73,8 @@ class RemoteReader(Session):
         check_tables(tables)
 
         def read() -> Pulled[Any]:
+            if self._cache is not None and not meta and kind == np.float32:
+                return self._read_through(self._cache, tables)
             lookups = self._lookups(tables)
             answers, missing = self._look_up(lookups, kind, meta=meta, defaults=self._defaults)
             values = {
@@ -76,6 +85,33 @@ class RemoteReader(Session):
             return Pulled(values, unavailable)
 
         return self.with_fresh_specs(list(tables), read)
+
+    def _read_through(self, cache: RowCache, tables: Mapping[str, Ids]) -> Pulled[np.ndarray]:
+        """A pull that asks only for what the cache does not have."""
+        lookups = self._lookups(tables)
+        known = [cache.found(lookup.spec, lookup.unique) for lookup in lookups]
+        asked_ms = cache.now_ms()
+        missing = [np.flatnonzero(~found) for _, found in known]
+        wanted = [i for i, places in enumerate(missing) if len(places)]
+        asked = [
+            Lookup(n, lookups[i].spec, np.ascontiguousarray(lookups[i].unique[missing[i]]))
+            for n, i in enumerate(wanted)
+        ]
+        float32 = np.dtype(np.float32)
+        answers, lost = self._look_up(asked, float32, meta=False, defaults=self._defaults) if asked else ([], {})
+        unavailable = {}
+        for n, i in enumerate(wanted):
+            lookup, (rows, _), fresh = lookups[i], known[i], asked[n].rows(answers[n], float32)
+            rows[missing[i]] = fresh
+            sure = np.ones(len(fresh), bool)
+            if n in lost:
+                sure = ~asked[n].marked(lost[n])
+                of_all = np.zeros(len(lookup.unique), bool)
+                of_all[missing[i]] = ~sure
+                unavailable[lookup.spec.name] = lookup.repeated(of_all)
+            cache.keep(lookup.spec, asked_ms, asked[n].unique[sure], fresh[sure])
+        values = {lookup.spec.name: lookup.repeated(rows) for lookup, (rows, _) in zip(lookups, known, strict=True)}
+        return Pulled(values, unavailable)
 
     def contains(self, table: str, ids: Ids) -> np.ndarray:
         """See :class:`embedstore.interface.Reader`."""

@@ -33,6 +33,7 @@ LAYERS = (
         "parity",
         "peers",
         "reads",
+        "row_cache",
         "session",
         "updates",
     },

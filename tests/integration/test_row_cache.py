@@ -1,0 +1,123 @@
+"""A reader's cache never serves a row that is older than it may be, and asks only for what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import embedstore as es
+from embedstore.row_cache import RowCache
+from embedstore.server.options import ShardOptions
+from embedstore.server.shard import Shard
+
+SPEC = es.TableSpec("t", dim=2, optimizer=es.SGD(1.0), init=es.Uniform(0.5, seed=2), on_miss="init", num_chunks=8)
+IDS = np.array([3, 1, 3, 9, 2**63], np.uint64)
+
+
+class Time:
+    def __init__(self) -> None:
+        self.at_ms = 0.0
+
+    def __call__(self) -> float:
+        return self.at_ms
+
+
+@pytest.fixture
+def shards() -> Iterator[list[Shard]]:
+    opened = [Shard(ShardOptions("127.0.0.1:0", i, 2, tables=[SPEC])) for i in range(2)]
+    for shard in opened:
+        shard.start()
+    yield opened
+    for shard in opened:
+        shard.stop()
+
+
+def connect(shards: list[Shard], **options: Any) -> Any:
+    return es.connect([shard.address for shard in shards], **options)
+
+
+def pulled_rows(shards: list[Shard]) -> int:
+    return sum(shard._serving.store().stats().tables["t"].pulled_rows for shard in shards)
+
+
+def test_rows_are_asked_for_once_and_again_when_they_are_too_old(shards: list[Shard]) -> None:
+    time = Time()
+    with connect(shards) as writer, connect(shards, max_age_ms=1000) as reader:
+        reader._cache = RowCache(1000, monotonic_ms=time)
+        writer.push({"t": (IDS[:3], -np.ones((3, 2), np.float32))})
+        first = writer.pull({"t": IDS})["t"]
+        before = pulled_rows(shards)
+        np.testing.assert_array_equal(reader.pull({"t": IDS})["t"], first)
+        assert pulled_rows(shards) == before + 4
+        for time.at_ms in (100.0, 400.0, 900.0):
+            np.testing.assert_array_equal(reader.pull({"t": IDS[::-1]})["t"], first[::-1])
+        assert pulled_rows(shards) == before + 4
+        writer.push({"t": (IDS[:3], -np.ones((3, 2), np.float32))})
+        time.at_ms = 1000.0
+        assert (reader.pull({"t": IDS})["t"] == writer.pull({"t": IDS})["t"]).all()
+
+
+def test_only_what_is_missing_is_asked_for(shards: list[Shard]) -> None:
+    with connect(shards, max_age_ms=600_000) as reader, connect(shards) as other:
+        reader.pull({"t": IDS[:2]})
+        before = pulled_rows(shards)
+        np.testing.assert_array_equal(reader.pull({"t": IDS})["t"], other.pull({"t": IDS})["t"])
+        assert pulled_rows(shards) == before + 2 + 4
+        assert reader.pull({"t": np.empty(0, np.uint64)})["t"].shape == (0, 2)
+        assert reader.pull({"t": IDS}, meta=True)["t"].found.tolist() == [False] * 5
+        assert reader.pull({"t": IDS}, dtype=np.float16)["t"].dtype == np.float16
+
+
+def test_what_a_shard_that_is_away_did_not_answer_is_not_kept(shards: list[Shard]) -> None:
+    ids = np.arange(40, dtype=np.uint64)
+    options = {"max_age_ms": 600_000, "timeout_s": 1.0, "retry_s": 0.2, "on_unavailable": "default"}
+    with connect(shards, **options) as reader, connect(shards) as writer:
+        writer.push({"t": (ids, np.ones((40, 2), np.float32))})
+        some = reader.pull({"t": ids[:20]})["t"]
+        shards[1].stop()
+        part = reader.pull({"t": ids})
+        lost = part.unavailable["t"]
+        assert not lost[:20].any()
+        assert lost[20:].any()
+        np.testing.assert_array_equal(part["t"][:20], some)
+        again = reader.pull({"t": np.repeat(ids, 2)})
+        np.testing.assert_array_equal(again.unavailable["t"], np.repeat(lost, 2))
+
+
+def test_such_a_store_only_reads_and_bad_bounds_are_refused(shards: list[Shard]) -> None:
+    with connect(shards, max_age_ms=50) as reader:
+        with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
+            reader.push({"t": (IDS, np.ones((5, 2)))})
+        with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
+            reader.assign("t", IDS, np.ones((5, 2)))
+        with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
+            reader.delete("t", IDS)
+    for bad in ({"max_age_ms": 0}, {"max_age_ms": True}, {"max_age_ms": 1.5}, {"max_age_ms": 5, "cache_rows_max": 1}):
+        with pytest.raises(es.InvalidArgumentError, match=r"max_age_ms|cache_rows_max"):
+            connect(shards, **bad)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 700), st.floats(0, 700), st.lists(st.integers(0, 9), max_size=6)), max_size=25),
+    st.integers(2, 12),
+)
+@settings(deadline=None)
+def test_nothing_is_served_that_came_too_long_ago(steps: list[tuple[float, float, list[int]]], rows_max: int) -> None:
+    """Each answer carries the time of its question; what the cache serves was asked for at most max_age_ms ago."""
+    time = Time()
+    cache = RowCache(1000, rows_max, monotonic_ms=time)
+    spec = es.TableSpec("t", dim=1, num_chunks=4)
+    for pause, took, chosen in steps:
+        time.at_ms += pause
+        asked_ms, ids = cache.now_ms(), np.unique(np.array(chosen, np.uint64))
+        rows, found = cache.found(spec, ids)
+        assert (rows[found, 0] >= np.float32(time.at_ms - 1000.0)).all()
+        time.at_ms += took
+        new = ids[~found]
+        cache.keep(spec, asked_ms, new, np.full((len(new), 1), asked_ms, np.float32))
+        assert sum(len(table) for table in (cache._of(spec)._young, cache._of(spec)._old)) <= rows_max
