@@ -7,7 +7,8 @@ field before it with leading zero groups. Every protobuf parser reads both. A re
 array where it lies.
 
 Reading: :func:`fields` walks one message. It is as strict as the ordinary parsers, and stricter where they would skip:
-a known field of the wrong wire type, groups and more than ``FIELDS_MAX`` fields are refused. Nothing here keeps state;
+a known field of the wrong wire type, groups and more than ``FIELDS_MAX`` fields (``NESTED_FIELDS_MAX`` in a message
+within) are refused: a field of two bytes takes as long to read as one of a megabyte. Nothing here keeps state;
 a Writer belongs to one thread.
 """
 
@@ -23,6 +24,7 @@ from embedstore.errors import InvalidArgumentError, LimitError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 FIELDS_MAX = 1 << 16
+NESTED_FIELDS_MAX = 64
 ALIGNMENT_BYTES = 8
 _LENGTH_WIDTH = 4
 _LENGTH_MAX = (1 << 7 * _LENGTH_WIDTH) - 1
@@ -131,10 +133,10 @@ def _varint_at(data: bytes, at: int, end: int, width_max: int, where: str) -> tu
     raise InvalidArgumentError(where, f"malformed message: it {problem}")
 
 
-def fields(data: bytes, start: int, end: int, where: str) -> Iterator[Field]:
-    """The fields of the message in ``data[start:end]``; ``where`` names it in errors."""
+def fields(data: bytes, start: int, end: int, where: str, limit: int = FIELDS_MAX) -> Iterator[Field]:
+    """The fields of the message in ``data[start:end]``, at most ``limit``; ``where`` names it in errors."""
     at = start
-    for _ in range(FIELDS_MAX):
+    for _ in range(limit):
         if at >= end:
             return
         tag, at = _varint_at(data, at, end, 5, where)
@@ -158,7 +160,7 @@ def fields(data: bytes, start: int, end: int, where: str) -> Iterator[Field]:
         yield Field(number, kind, at, at + length)
         at += length
     if at < end:
-        raise LimitError(f"{where} fields", FIELDS_MAX + 1, FIELDS_MAX)
+        raise LimitError(f"{where} fields", limit + 1, limit)
 
 
 def expect(field: Field, kind: int, label: str) -> None:

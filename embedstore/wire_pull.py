@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedstore.interface import Rows
-from embedstore.protowire import ALIGNMENT_BYTES, BYTES, Field, Writer, array_at, expect, fields, integer_at, text_at
+from embedstore.protowire import (
+    ALIGNMENT_BYTES,
+    BYTES,
+    NESTED_FIELDS_MAX,
+    Field,
+    Writer,
+    array_at,
+    expect,
+    fields,
+    integer_at,
+    text_at,
+)
 from embedstore.wire_columns import (
     DIM_MAX,
     EMPTY_IDS,
@@ -138,7 +149,7 @@ def _remember_shape(data: bytes, epoch: int, pull: TablePull) -> None:
 def _table_pull(data: bytes, message: Field, label: str) -> TablePull:
     table, ids, code, meta = "", EMPTY_IDS, 0, False
     expect(message, BYTES, label)
-    for field in fields(data, message.value, message.end, label):
+    for field in fields(data, message.value, message.end, label, NESTED_FIELDS_MAX):
         if field.number == 1:
             table = text_at(data, field, f"{label}.table")
         elif field.number == 2:
@@ -249,7 +260,7 @@ def _table_rows(data: bytes, message: Field, label: str) -> TableRows:
     rows_field: Field | None = None
     columns: dict[str, np.ndarray] = {}
     expect(message, BYTES, label)
-    for field in fields(data, message.value, message.end, label):
+    for field in fields(data, message.value, message.end, label, NESTED_FIELDS_MAX):
         if field.number == 1:
             table = text_at(data, field, f"{label}.table")
         elif field.number == 2:

@@ -9,7 +9,18 @@ import numpy as np
 
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import POSITION_MAX, Origin
-from embedstore.protowire import BYTES, Field, Writer, array_at, double_at, expect, fields, integer_at, text_at
+from embedstore.protowire import (
+    BYTES,
+    NESTED_FIELDS_MAX,
+    Field,
+    Writer,
+    array_at,
+    double_at,
+    expect,
+    fields,
+    integer_at,
+    text_at,
+)
 from embedstore.wire_columns import (
     DIM_MAX,
     EMPTY_IDS,
@@ -117,7 +128,7 @@ def _table_part(data: bytes, message: Field, label: str) -> TablePart:
     grads_field: Field | None = None
     counts = times = None
     expect(message, BYTES, label)
-    for field in fields(data, message.value, message.end, label):
+    for field in fields(data, message.value, message.end, label, NESTED_FIELDS_MAX):
         if field.number == 1:
             table = text_at(data, field, f"{label}.table")
         elif field.number == 2:
@@ -147,7 +158,7 @@ def _table_part(data: bytes, message: Field, label: str) -> TablePart:
 def _origin(data: bytes, message: Field, label: str) -> tuple[Origin, int]:
     stream, begin, end, generation = "", 0, 0, 0
     expect(message, BYTES, label)
-    for field in fields(data, message.value, message.end, label):
+    for field in fields(data, message.value, message.end, label, NESTED_FIELDS_MAX):
         if field.number == 1:
             stream = text_at(data, field, f"{label}.stream")
         elif field.number == 2:

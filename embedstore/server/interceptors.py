@@ -16,11 +16,14 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from embedstore.errors import EmbedstoreError, InvalidArgumentError, StaleEpochError, WrongShardError
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError, StaleEpochError, WrongShardError
+from embedstore.protowire import BYTES, fields
 from embedstore.server.metrics import Requests
 from embedstore.status import Topology, to_status
 
 log = logging.getLogger("embedstore.server")
+UNCOUNTED_BYTES_MAX = 1 << 16
+PARTS_MAX = 1 << 20
 
 
 class Guard:
@@ -93,8 +96,31 @@ def _camel_case(name: str) -> str:
 
 
 def parse(kind: type[Message], data: bytes) -> Any:
-    """A generated message from bytes; :class:`InvalidArgumentError` naming the message."""
+    """A generated message from bytes; :class:`InvalidArgumentError` naming the message, or :class:`LimitError`."""
+    if len(data) > UNCOUNTED_BYTES_MAX:
+        name = kind.DESCRIPTOR.name
+        if _count(data, 0, len(data), kind.DESCRIPTOR, PARTS_MAX) > PARTS_MAX:
+            raise LimitError(f"{name} fields", PARTS_MAX + 1, PARTS_MAX)
     try:
         return kind.FromString(data)
     except DecodeError as error:
         raise InvalidArgumentError(kind.DESCRIPTOR.name, "malformed message") from error
+
+
+def _count(data: bytes, start: int, end: int, descriptor: Any, limit: int) -> int:
+    """How many fields and numbers there are in a message and those within it, or some number above ``limit``.
+
+    What the parser makes of two bytes can take a hundred, so they are counted before.
+    """
+    count = 0
+    for field in fields(data, start, end, descriptor.name, limit):
+        count += 1
+        known = descriptor.fields_by_number.get(field.number)
+        if known is not None and field.kind == BYTES:
+            if known.message_type is not None:
+                count += _count(data, field.value, field.end, known.message_type, limit - count)
+            elif known.is_repeated and known.type not in (known.TYPE_STRING, known.TYPE_BYTES):
+                count += field.end - field.value
+        if count > limit:
+            break
+    return count

@@ -36,6 +36,8 @@ FOLLOWERS_MAX = 16
 WANTS_TIMEOUT_S = 10.0
 ROUND_PAUSE_S = 0.01
 REWINDS_MAX = 1 << 16
+REWIND_BYTES_MAX = 64 << 20
+WANTED_MAX = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class _Call:
         self._rounds: deque[tuple[int, int]] = deque()
         self._seen_tick = 0
         self._rewinds: list[sync_pb2.FollowRewind] = []
+        self._rewind_bytes = 0
         self._error: Exception | None = None
         self.ended = False
 
@@ -101,15 +104,16 @@ class _Call:
             if self._wants is None:
                 if kind != "wants":
                     raise InvalidArgumentError("FollowRequest.kind", "the first message must be wants")
-                address = request.wants.standby.address
-                if address and not is_address(address):
-                    raise InvalidArgumentError("StandbyPlace.address", "must be host:port")
+                _check_wants(request.wants)
                 self._wants = request
             elif kind == "ack":
                 self._acknowledge(request.ack.sequence)
             elif kind == "rewind":
                 if len(self._rewinds) >= REWINDS_MAX:
                     raise LimitError("FollowRequest.rewind", len(self._rewinds) + 1, REWINDS_MAX)
+                self._rewind_bytes += request.ByteSize()
+                if self._rewind_bytes > REWIND_BYTES_MAX:
+                    raise LimitError("FollowRequest.rewind bytes", self._rewind_bytes, REWIND_BYTES_MAX)
                 self._rewinds.append(request.rewind)
             else:
                 raise InvalidArgumentError("FollowRequest.kind", "must be ack or rewind after the first message")
@@ -160,6 +164,7 @@ class _Call:
         """What was asked for again since the last time."""
         with self._condition:
             rewinds, self._rewinds = self._rewinds, []
+            self._rewind_bytes = 0
             return rewinds
 
     def number(self, message: sync_pb2.FollowResponse) -> bool:
@@ -205,6 +210,15 @@ class _Call:
         """Raise what the reader found wrong."""
         if self._error is not None:
             raise self._error
+
+
+def _check_wants(wants: sync_pb2.FollowWants) -> None:
+    for name in ("tables", "only_tables", "dense_checksums"):
+        if len(getattr(wants, name)) > WANTED_MAX:
+            raise LimitError(f"FollowWants.{name}", len(getattr(wants, name)), WANTED_MAX)
+    address = wants.standby.address
+    if address and not is_address(address):
+        raise InvalidArgumentError("StandbyPlace.address", "must be host:port")
 
 
 class SyncServicer(sync_pb2_grpc.SyncServiceServicer):

@@ -34,6 +34,7 @@ from fuzzer import Errors, Fuzzer, Note, Tally
 ROLES = {"leader": 0.9, "fenced": 0.05, "follower": 0.05}
 SILENT_S = 60.0
 NOTE_BYTES = 16 << 20
+EMPTY = '""'
 _NOTE = struct.Struct("<QQ")
 
 
@@ -67,7 +68,9 @@ class Notebook:
     def write(self, label: str, messages: Sequence[bytes]) -> None:
         """Before each call."""
         self._calls += 1
-        text = f"{label}: {' '.join(message.hex() for message in messages)}".encode()[: NOTE_BYTES - _NOTE.size]
+        text = f"{label}: {' '.join(message.hex() or EMPTY for message in messages)}".encode()[
+            : NOTE_BYTES - _NOTE.size
+        ]
         _NOTE.pack_into(self._map, 0, self._calls, len(text))
         self._map[_NOTE.size : _NOTE.size + len(text)] = text
 

@@ -36,6 +36,7 @@ TEXTS = (
 )
 UNKNOWN_FIELDS = (6, 15, 16, 99, 19_000, 2**29 - 1)
 COPIES = (4097, 1025, 70_000)
+TINY_COPIES = 1_200_000
 LENGTHS = (1 << 16, 1 << 20, (1 << 25) + 8)
 RECENT_MAX = 64
 T = TypeVar("T")
@@ -158,6 +159,8 @@ class Messages:
         def change(node: Node) -> bytes:
             if node.kind == BYTES and not node.children and self._rng.random() < 0.6:
                 return encode(node.number, BYTES, (node.value or b"a") * (length // len(node.value or b"a")))
+            if self._rng.random() < 0.06:
+                return encode(node.number, node.kind, {VARINT: 1, BYTES: b""}.get(node.kind, node.value)) * TINY_COPIES
             return node.encoded * copies
 
         return changed(tree, at, change)

@@ -12,9 +12,10 @@ import pytest
 from grpc_status import rpc_status
 
 import embedstore as es
-from embedstore import errors
+from embedstore import errors, protowire
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.placement import chunks_of_ids
+from embedstore.server import leader
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 from embedstore.store import LocalStore
@@ -194,3 +195,70 @@ def test_a_takeover_that_cannot_be_waited_for_does_not_begin(shard: Shard, tmp_p
         assert standby._serving.standby and not shard._serving.fenced
     finally:
         standby.stop()
+
+
+def nested(number: int, data: bytes) -> bytes:
+    """A field that holds ``data``."""
+    return protowire.varint(number << 3 | 2) + protowire.varint(len(data)) + data
+
+
+MANY = (4 << 20) // 2
+TINY: dict[str, tuple[str, bytes]] = {
+    "pull": ("EmbeddingService/Pull", nested(2, b"\x20\x01" * 65_000) * 30),
+    "push": ("EmbeddingService/Push", nested(2, b"\x18\x01" * 65_000) * 30),
+    "origins": ("EmbeddingService/Push", nested(3, b"\x10\x01" * 65_000) * 30),
+    "tensors": ("EmbeddingService/PutDense", nested(2, b"\x12\x00" * MANY)),
+    "shape": ("EmbeddingService/PutDense", nested(2, nested(2, nested(3, b"\x01" * MANY)))),
+    "generations": ("EmbeddingService/PutDense", nested(2, nested(4, b"\x01" * MANY))),
+    "addresses": ("AdminService/Reassign", nested(1, b"\x12\x00" * MANY)),
+    "unknown": ("AdminService/Stats", b"\x78\x01" * MANY),
+}
+
+
+@pytest.mark.parametrize("what", TINY)
+def test_a_message_of_very_many_fields_is_refused_before_they_take_time_and_memory(
+    channel: grpc.Channel, what: str
+) -> None:
+    method, data = TINY[what]
+    call: Any = channel.unary_unary(f"/embedstore.v1.{method}", None, None)
+    code, detail = code_of(call, data)
+    assert (code, detail.kind) == (C.RESOURCE_EXHAUSTED, "LimitError")
+    assert detail.name.endswith(" fields")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (nested(2, b"\x0a\x00" * MANY), "FollowWants fields"),
+        (nested(2, b"\x0a\x00" * 70_000), "FollowWants.tables"),
+        (nested(2, b"\x12\x00" * 70_000), "FollowWants.only_tables"),
+    ],
+)
+def test_a_follower_that_wants_very_much_is_refused(channel: grpc.Channel, data: bytes, name: str) -> None:
+    call: Any = channel.stream_stream("/embedstore.v1.SyncService/Follow", None, None)
+    code, detail = code_of(lambda each, timeout: list(call(iter([each]), timeout=timeout)), data)
+    assert (code, detail.kind, detail.name) == (C.RESOURCE_EXHAUSTED, "LimitError", name)
+
+
+def test_large_messages_of_few_fields_are_read(channel: grpc.Channel) -> None:
+    rows: Any = store_pb2_grpc.EmbeddingServiceStub(channel)
+    keys = np.arange(100_000, dtype="<u8")
+    values = np.ones(len(keys), "<f4").tobytes()
+    rows.Assign(store_pb2.AssignRequest(table="first", ids=keys.tobytes(), dim=1, rows=values), timeout=TIMEOUT_S)
+    tensors = [store_pb2.Tensor(name=str(i), dtype="float32", shape=[1], data=bytes(4)) for i in range(20_000)]
+    dense_set = store_pb2.DenseSet(name="many", tensors=tensors)
+    rows.PutDense(store_pb2.PutDenseRequest(dense_set=dense_set), timeout=TIMEOUT_S)
+    answer = rows.GetDense(store_pb2.GetDenseRequest(name="many"), timeout=TIMEOUT_S)
+    assert len(answer.dense_set.tensors) == len(tensors)
+
+
+def test_a_follower_cannot_heap_up_large_rewinds() -> None:
+    call = leader._Call("peer", leader.Window(), lambda: None, lambda *_: None)
+    call._take(sync_pb2.FollowRequest(wants=sync_pb2.FollowWants()))
+    cursors = sync_pb2.TableCursors(table="t", versions=bytes(leader.REWIND_BYTES_MAX // 2))
+    rewind = sync_pb2.FollowRequest(rewind=sync_pb2.FollowRewind(cursors=cursors))
+    call._take(rewind)
+    with pytest.raises(errors.LimitError, match="rewind bytes"):
+        call._take(rewind)
+    assert len(call.take_rewinds()) == 1
+    call._take(rewind)
