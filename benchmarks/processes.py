@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -17,13 +19,38 @@ START_S_MAX = 60.0
 STOP_S_MAX = 60.0
 
 
+class Served:
+    """A serving process: where it is, and what it has used."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self.address = address
+        self._process = process
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it still runs."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def cpu_s(self) -> float:
+        """Processor time of all its threads so far."""
+        times = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def served(options: Sequence[str], core: int | None = None) -> Iterator[Served]:
+    """``embedstore serve`` with these options on a free port, as in life, pinned to a core if one is named."""
+    command = [sys.executable, "-c", "from embedstore.cli import main; main()", "serve", "--listen", "127.0.0.1:0"]
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
+    with _running([*pinned, *command, "--checkpoint-interval-s", "3600", *options]) as process:
+        yield Served(process, _printed(process, re.compile(r"embedstore: serving (?:shard 0/1|follower) on (\S+)")))
+
+
 @contextmanager
 def shard_server(data_dir: Path) -> Iterator[str]:
-    """``embedstore serve`` as shard 0 of 1, as in life; gives its address."""
-    command = [sys.executable, "-c", "from embedstore.cli import main; main()", "serve"]
-    options = ["--listen", "127.0.0.1:0", "--shard", "0/1", "--data", str(data_dir), "--checkpoint-interval-s", "3600"]
-    with _running([*command, *options]) as process:
-        yield _printed(process, re.compile(r"embedstore: serving shard 0/1 on (\S+)"))
+    """Shard 0 of 1; gives its address."""
+    with served(["--shard", "0/1", "--data", str(data_dir)]) as shard:
+        yield shard.address
 
 
 @contextmanager

@@ -18,6 +18,7 @@ WORKLOADS = {
     "expiry": "memory left when nine of ten rows have expired, and after twenty rounds of inserting and expiring",
     "delta": "deltas after 1 % of the rows changed, and of unchanged chunks, against a plain scan and copy",
     "remote": "pull, small pulls and push over loopback, against the raw handler and Redis",
+    "follow": "how old a follower's rows are at 20,000 changed rows/s, and what one follower costs its leader",
     "freshness": "events through Kafka, trainer, shards and a follower until a new item's row is served; minutes",
     "checkpoint": "a checkpoint of rows that all changed, against one flat file; pulls beside checkpoints; a restart",
 }

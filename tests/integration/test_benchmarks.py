@@ -32,12 +32,13 @@ BUDGETED = {
     "delta",
     "remote",
     "checkpoint",
+    "follow",
 }
 
 # All but the one that starts a broker and a trainer, whose parts the demo's tests run; CI runs it by itself.
 QUICK = [name for name in WORKLOADS if name != "freshness"]
 # Those that start a process for each figure: one round is enough to see that they run.
-OF_PROCESSES = {"memory", "expiry"}
+OF_PROCESSES = {"memory", "expiry", "follow"}
 # A quick run of everything is one fixture.
 pytestmark = pytest.mark.timeout(300)
 
