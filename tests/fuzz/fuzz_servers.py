@@ -23,6 +23,7 @@ from valid_messages import (
     TABLES,
 )
 
+from embedstore.credentials import Credentials
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server import admin, embedding, shard
 from embedstore.server.interceptors import Guard
@@ -105,6 +106,14 @@ class Server(Protocol):
         """Release everything."""
 
 
+class Nowhere(Credentials):
+    """Reaches nobody: a record with any address may be adopted here, and is told to those who are in it."""
+
+    def channel(self, address: str, options: Any = ()) -> grpc.Channel:
+        """A channel to a port of this machine where nobody ever answers."""
+        return super().channel(HERE, options)
+
+
 # -- in this process
 
 
@@ -164,7 +173,9 @@ class LocalServer:
         follower = self.role == "follower"
         if follower:
             store = _copy(store)
-        serving = Serving(Topology(EPOCH, (HERE, BESIDE), NUM_SHARDS), 0, follower=follower, advertised=HERE)
+        serving = Serving(
+            Topology(EPOCH, (HERE, BESIDE), NUM_SHARDS), 0, follower=follower, advertised=HERE, credentials=Nowhere()
+        )
         serving.address = HERE
         self.sync = SyncServicer(store, epoch=lambda: serving.topology.epoch, clock_ms=lambda: CLOCK_MS)
         serving.serve(store, self.sync)
@@ -250,7 +261,7 @@ def _refused(code: str, text: str, metadata: Mapping[str, Any], taken: int) -> O
     detail = admin_pb2.ErrorDetail()
     status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
     if status.details:
-        status.details[0].Unpack(detail)
+        detail.ParseFromString(status.details[0].value)
     return Outcome(code, text or "", detail.kind, detail.name, [], taken)
 
 
@@ -290,6 +301,7 @@ class WireServer:
                 data=self.data,
                 peers=(HERE, BESIDE),
                 checkpoint_interval_s=3600.0,
+                credentials=Nowhere(),
                 **options,
             )
         )

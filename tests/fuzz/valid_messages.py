@@ -31,7 +31,7 @@ PROBE = es.TableSpec("probe", dim=1, optimizer=es.SGD(lr=1.0), num_chunks=2)
 TABLES = (ITEMS, USERS, PROBE)
 STREAM, CLIENT, NEW_CLIENT, STREAM_BEGIN = "s", "client/a", "client/b", 10
 EPOCH, NUM_SHARDS = 1, 2
-HERE, BESIDE, ELSEWHERE = "127.0.0.1:7601", "127.0.0.1:7602", "127.0.0.1:7603"
+HERE, BESIDE, ELSEWHERE = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"  # where nobody ever answers
 CLOCK_MS = 1_700_000_000_000
 
 _KEYS = np.arange(1, 100, dtype=np.uint64)
@@ -240,7 +240,7 @@ LIKELY: dict[str, Sequence[Any]] = {
     "shape": (1, 2, 0, 4),
     "shard": (0, 0, 1),
     "num_shards": (1, 2, 2),
-    "address": (ELSEWHERE.encode(), b"127.0.0.1:7604"),
+    "address": (ELSEWHERE.encode(), b"127.0.0.1:4"),
     "addresses": (HERE.encode(), BESIDE.encode(), ELSEWHERE.encode()),
     "sequence": (0, 0, 1),
     "chunks": (np.array([0], "<u4").tobytes(), np.array([0, 1, 2], "<u4").tobytes()),
