@@ -249,7 +249,8 @@ class Cluster:
         if code in (None, -signal.SIGKILL):
             return False
         said = member.output().strip().splitlines()[-1:] or [""]
-        if code == 1 and any(text in said[0] for text in ACCEPTED_ENDS[member.kind]):
+        accepted = any(text in said[0] for text in ACCEPTED_ENDS[member.kind]) and "INTERNAL" not in said[0]
+        if code == 1 and accepted:
             self.ends.append(f"{member.name}: {said[0]}")
             if isinstance(member, Server) and UNFINISHED in said[0]:
                 member.wipe()
