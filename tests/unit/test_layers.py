@@ -19,7 +19,7 @@ LAYERS = (
     },
     {"table", "table_arguments"},
     {"checkpoint", "export", "group_commit", "manifest", "records", "recovery", "segments", "snapshot"},
-    {"membership", "origins", "store", "table_set", "writing"},
+    {"durable", "membership", "origins", "store", "table_set", "writing"},
     {"messages", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
     {
         "batches",
