@@ -90,7 +90,7 @@ def test_the_same_takeover_again_needs_no_leader_once_it_has_everything(members:
         promote(new)
     members.kill("old-0")
     in_the_way.unlink()
-    assert promote(new, force=True, timeout_s=1).epoch == 2
+    assert promote(new, force=True, timeout_s=5).epoch == 2
     assert count(new) == 3
 
 
