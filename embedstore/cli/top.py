@@ -137,13 +137,14 @@ def _links(now: Sample) -> list[dict[str, Any]]:
         if member.stats is not None
         for each in member.stats.follower_states
     ]
+    fresh: dict[tuple[str, str], dict[str, Any]] = {}
     for member in now.members:
         for (measure, table), found in member.stats.distributions.items() if member.stats else ():
             if measure in (EVENT_TO_VISIBLE, TIME_TO_FIRST_EMBEDDING):
                 name = measure.removesuffix("_seconds")
-                quantiles = {f"{name}_p50_s": found.quantile(0.5), f"{name}_p99_s": found.quantile(0.99)}
-                links.append({"follower": member.address, "table": table, **quantiles})
-    return links
+                row = fresh.setdefault((member.address, table), {"follower": member.address, "table": table})
+                row |= {f"{name}_p50_s": found.quantile(0.5), f"{name}_p99_s": found.quantile(0.99)}
+    return [*links, *fresh.values()]
 
 
 def _page(shown: Mapping[str, Any]) -> Group:
