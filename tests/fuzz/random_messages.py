@@ -80,7 +80,7 @@ class Messages:
 
     def next(self) -> bytes:
         """One more."""
-        if self._rng.random() < 0.0002:
+        if self._rng.random() < 0.0001:
             return self._huge()
         return self._plans[int(self._rng.random() * len(self._plans))]()
 
