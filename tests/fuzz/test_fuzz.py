@@ -69,7 +69,7 @@ def test_an_effect_of_a_refused_message_is_noticed() -> None:
     def wrong(right: Any) -> Any:
         def delete(self: Any, request: Any) -> Any:
             if request.table not in self._serving.store().table_map():
-                self._serving.writable().delete("items", [K[0]])
+                self._serving.writable().push({"probe": ([K[0]], [[1.0]])})
             return right(self, request)
 
         return delete
