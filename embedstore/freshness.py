@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 EVENT_TO_TRAINED = "event_to_trained_seconds"
@@ -121,6 +121,11 @@ class Freshness:
         with self._lock:
             histograms = dict(self._histograms)
         return {key: histogram.read() for key, histogram in sorted(histograms.items())}
+
+    def keep_tables(self, tables: Container[str]) -> None:
+        """Forget what was measured of all others."""
+        with self._lock:
+            self._histograms = {key: each for key, each in self._histograms.items() if key[1] in tables}
 
     def add_probes(self, probes: Iterable[Probe]) -> None:
         """Have followers look for these; the oldest go when there are too many."""

@@ -187,6 +187,7 @@ class TableSet:
             if name not in self._tables:
                 raise TableNotFoundError(name)
             self._tables = {other: table for other, table in self._tables.items() if other != name}
+            self.freshness.keep_tables(self._tables)
         self.notify()
 
     def set_dense(self, name: str, dense_set: DenseSet) -> None:

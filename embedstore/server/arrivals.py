@@ -1,6 +1,7 @@
 """Measures how old what a follower was sent is when it can answer with it.
 
-Belongs to the thread of one leader's intake. What it remembers is bounded by the number of chunks and of probes.
+Belongs to the thread of one leader's intake. What it remembers is bounded by the number of chunks and of probes. Ids
+that are not held here, as a standby of a part of its leader gets to hear of, are not looked for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from embedstore.freshness import (
     TIME_TO_FIRST_EMBEDDING,
     Probe,
 )
+from embedstore.placement import chunks_of_ids
 from embedstore.table import delta_info
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class Arrivals:
             self._clocks_ms[table, chunk] = clock_ms
             self._fresh.append((table, clock_ms))
 
+    def dropped(self, table: str) -> None:
+        """There is no such table any more."""
+        self._clocks_ms = {key: clock_ms for key, clock_ms in self._clocks_ms.items() if key[0] != table}
+
     def came(self, sent_ms: int, *, measured: bool) -> None:
         """All of a message that the leader let go at ``sent_ms`` has been applied. The first copy is not ``measured``:
         it is as old as it is."""
@@ -70,11 +76,14 @@ class Arrivals:
         for probe in self._probes:
             waiting[probe.table].append(probe)
         self._probes.clear()
-        for name, probes in waiting.items():
+        for name, announced in waiting.items():
             try:
-                found = self._holder.table(name).contains(np.array([probe.id for probe in probes], np.uint64))
+                table = self._holder.table(name)
             except TableNotFoundError:
                 continue
+            chunks = chunks_of_ids(np.array([probe.id for probe in announced], np.uint64), table.spec.num_chunks)
+            probes = [probe for probe, chunk in zip(announced, chunks.tolist(), strict=True) if chunk in table.chunks]
+            found = table.contains(np.array([probe.id for probe in probes], np.uint64))
             now_ms = self._clock_ms()
             there = [probe for probe, is_there in zip(probes, found.tolist(), strict=True) if is_there]
             self._probes.extend(probe for probe in probes if probe not in there)

@@ -69,8 +69,8 @@ class EmbeddingService:
             else:
                 writer.table(pull.table, dim, len(pull.ids), dtype, (table.native, pull.ids, dtype), None)
         message = _native.gather_message(writer.pieces())
-        for pull in request.tables:
-            self._sampler.served(store, pull.table, pull.ids)
+        for table, pull in found:
+            self._sampler.served(store, table, pull.ids)
         return message
 
     def push(self, data: bytes) -> bytes:

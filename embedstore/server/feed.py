@@ -153,11 +153,12 @@ class Feed:
         }
         for name in [name for name in (*self._wanted, *self._tables) if name not in tables]:
             self._wanted.pop(name, None)
-            self._tables.pop(name, None)
+            self._leave(name)
             yield _dropped(name)
         for name, table in tables.items():
             feed = self._tables.get(name)
             if feed is not None and feed.table is not table:
+                self._leave(name)
                 yield _dropped(name)
                 feed = None
             if feed is None:
@@ -176,6 +177,12 @@ class Feed:
                 feed.spec = table.spec
                 announcement = sync_pb2.TableAnnouncement(spec=feed.spec.to_proto())
                 yield sync_pb2.FollowResponse(table=announcement)
+
+    def _leave(self, name: str) -> None:
+        """The table is gone."""
+        feed = self._tables.pop(name, None)
+        if feed is not None and self._shared is not None:
+            self._shared.forget_table(feed.table)
 
     def _deltas(self, now_ms: int, as_of_ms: int, changed_ms: int) -> Iterator[sync_pb2.FollowResponse]:
         bundle, size = sync_pb2.FollowResponse(), 0

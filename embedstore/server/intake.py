@@ -207,6 +207,7 @@ class Intake:
         self._afresh.discard(name)
         self._refused.discard(name)
         self._awaited = {key for key in self._awaited if key[0] != name}
+        self._arrivals.dropped(name)
         self._holder.release(self._leader, name)
 
     def _take_part(self, part: sync_pb2.DeltaPart) -> None:

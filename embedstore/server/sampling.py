@@ -1,4 +1,5 @@
-"""Looks at a few rows of a few requests, to measure how fresh rows are without costing requests much.
+"""Looks at a few rows of a few requests, to measure how fresh rows are without costing requests much, or changing what
+becomes of them.
 
 At most one pull and one push of each table within ``INTERVAL_S`` are looked at, and ``IDS_MAX`` ids of it. Usable from
 any thread.
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedstore.errors import TableNotFoundError, WrongShardError
 from embedstore.freshness import EVENT_TO_TRAINED, SERVED_ROW_AGE, Probe
 from embedstore.interface import TablePush
 from embedstore.table_set import wall_clock_ms
 
 if TYPE_CHECKING:
+    from embedstore.table import Table
     from embedstore.table_set import TableSet
 
 INTERVAL_S = 0.05
 IDS_MAX = 16
+TABLES_MAX = 1 << 12
 
 
 class Sampler:
@@ -33,24 +37,29 @@ class Sampler:
         self._monotonic_s = monotonic_s
         self._due_s: dict[tuple[str, str], float] = {}
 
-    def served(self, store: TableSet, name: str, ids: np.ndarray) -> None:
-        """These have been pulled."""
+    def served(self, store: TableSet, table: Table, ids: np.ndarray) -> None:
+        """These have been pulled from this table, which may be gone by now."""
+        name = table.spec.name
         if not len(ids) or not self._is_due("pull", name):
             return
-        seen = store.table(name).last_seen_s(ids[:IDS_MAX])
+        seen = table.last_seen_s(ids[:IDS_MAX])
         now_ms = self._clock_ms()
         for seen_s in seen.tolist():
             store.freshness.observe_ms(SERVED_ROW_AGE, name, now_ms - 1000 * seen_s)
 
-    def missing(self, store: TableSet, pushes: Mapping[str, TablePush]) -> dict[str, np.ndarray]:
-        """Before a push: of each table that is due, some places of ids without a row."""
+    def missing(self, store: TableSet, pushes: Mapping[str, TablePush]) -> dict[str, tuple[Table, np.ndarray]]:
+        """Before a push: each table that is due, and some places of ids without a row in it."""
         found = {}
         for name, push in pushes.items():
             if len(push.ids) and self._is_due("push", name):
                 first = np.asarray(push.ids[:IDS_MAX])
-                places = np.flatnonzero(~store.table(name).contains(first))
+                try:
+                    table = store.table(name)
+                    places = np.flatnonzero(~table.contains(first))
+                except (TableNotFoundError, WrongShardError):  # the push says what is wrong with it
+                    continue
                 if len(places):
-                    found[name] = places
+                    found[name] = table, places
         return found
 
     def trained(
@@ -58,7 +67,7 @@ class Sampler:
         store: TableSet,
         pushes: Mapping[str, TablePush],
         event_time_ms: int | None,
-        missing: Mapping[str, np.ndarray],
+        missing: Mapping[str, tuple[Table, np.ndarray]],
     ) -> None:
         """After the push: how old its events are by now, and probes for the rows that it brought."""
         now_ms = self._clock_ms()
@@ -70,9 +79,9 @@ class Sampler:
             store.freshness.observe_ms(EVENT_TO_TRAINED, name, now_ms - latest_ms)
             if name not in missing:
                 continue
-            places = missing[name]
+            table, places = missing[name]
             ids = np.asarray(push.ids)[places]
-            there = store.table(name).contains(ids)
+            there = table.contains(ids)
             each = np.full(len(ids), latest_ms) if times_ms is None else np.asarray(times_ms)[places]
             store.freshness.add_probes(
                 Probe(name, int(id_), int(time_ms)) for id_, time_ms in zip(ids[there], each[there], strict=True)
@@ -82,5 +91,7 @@ class Sampler:
         now_s = self._monotonic_s()
         if now_s < self._due_s.get((what, name), 0.0):
             return False
+        if len(self._due_s) >= TABLES_MAX:  # most of which are gone
+            self._due_s.clear()
         self._due_s[what, name] = now_s + INTERVAL_S
         return True

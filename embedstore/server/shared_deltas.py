@@ -84,6 +84,12 @@ class SharedDeltas:
                 _, oldest = self._kept.popitem(last=False)
                 self.bytes_kept -= len(oldest.data)
 
+    def forget_table(self, table: Table) -> None:
+        """Keep nothing of a table that is gone, which would stay in memory as long as a delta of it is kept."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] is table]:
+                self.bytes_kept -= len(self._kept.pop(key).data)
+
     def forget(self) -> None:
         """Keep nothing: nobody follows, or one alone."""
         with self._lock:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 
 from embedstore.server.feed import Feed, Pace
 from embedstore.server.shared_deltas import SharedDeltas
 from embedstore.spec import SGD, TableSpec
 from embedstore.store import LocalStore
+from embedstore.table import delta_info
 from embedstore.v1 import sync_pb2
 
 SPEC = TableSpec("t", dim=4, optimizer=SGD(1.0), num_chunks=8)
@@ -96,3 +100,32 @@ def test_what_is_kept_is_bounded_and_can_be_forgotten() -> None:
     assert leader.deltas.bytes_kept <= 3 * size
     leader.deltas.forget()
     assert leader.deltas.bytes_kept == 0
+
+
+def test_a_table_that_is_gone_is_not_kept_in_memory() -> None:
+    leader = Leader()
+    feeds = [leader.feed(), leader.feed()]
+    leader.push()
+    for feed in feeds:
+        sent(feed)
+    gone = weakref.ref(leader.store.table("t"))
+    assert leader.deltas.bytes_kept
+    leader.store.drop_table("t")
+    for feed in feeds:
+        sent(feed)
+    gc.collect()
+    assert (gone(), leader.deltas.bytes_kept) == (None, 0)
+
+
+def test_a_table_that_was_made_anew_is_sent_anew() -> None:
+    leader = Leader()
+    feeds = [leader.feed(), leader.feed()]
+    leader.push()
+    old = [sent(feed) for feed in feeds]
+    leader.store.drop_table("t")
+    leader.store.create_table(SPEC)
+    leader.store.push({"t": (IDS[:7], np.ones((7, 4), np.float32))})
+    new = [sent(feed) for feed in feeds]
+    assert new[0] == new[1]
+    assert old[0] == old[1] != new[0]
+    assert sum(delta_info(delta).num_rows for delta in new[0]) == 7
