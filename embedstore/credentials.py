@@ -2,17 +2,19 @@
 
 Every connection of clients, followers and shards to other processes is opened by :meth:`Credentials.channel`. Files are
 read when a connection is opened, and a token at every call, so that what was renewed on disk is used without a restart.
+What cannot be read once it could, because it is being replaced, is told in the log, and the last that could counts.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import ssl
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import grpc
 
@@ -22,6 +24,20 @@ ENVIRONMENT_PREFIX = "EMBEDSTORE_"
 AUTHORIZATION = "authorization"
 BEARER = "Bearer "
 _FILE_BYTES_MAX = 1 << 20
+_READS_MAX = 5
+_LOCAL_OPTIONS = (("grpc.enable_http_proxy", 0),)
+"""What is to stay within this machine goes by no proxy that the environment names."""
+
+Read = TypeVar("Read")
+log = logging.getLogger(__name__)
+
+
+class Pems(NamedTuple):
+    """Authorities, key and certificate chain that belong together."""
+
+    ca: bytes | None
+    key: bytes | None
+    cert: bytes | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Credentials:
     tls_key: Path | None = None
     tls_name: str | None = None
     token_file: Path | None = None
+    _last: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
@@ -52,22 +69,18 @@ class Credentials:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Credentials:
         """From ``EMBEDSTORE_TLS_CA``, ``_TLS_CERT``, ``_TLS_KEY``, ``_TLS_NAME`` and ``_TOKEN_FILE``."""
-        names = [field.name for field in fields(cls)]
+        names = [each.name for each in fields(cls) if each.init]
         return cls(**{name: environment.get(ENVIRONMENT_PREFIX + name.upper()) or None for name in names})  # type: ignore[arg-type]
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """A new connection to a server."""
+        local = _LOCAL_OPTIONS if is_loopback(address) else ()
         if self.tls_ca is not None:
-            self.check()
             named = [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []
-            secure = grpc.ssl_channel_credentials(
-                read_file("tls_ca", self.tls_ca),
-                read_file("tls_key", self.tls_key) if self.tls_key else None,
-                read_file("tls_cert", self.tls_cert) if self.tls_cert else None,
-            )
-            channel = grpc.secure_channel(address, secure, options=[*options, *named])
+            secure = grpc.ssl_channel_credentials(*self._or_last("certificates", self.pems))
+            channel = grpc.secure_channel(address, secure, options=[*options, *local, *named])
         else:
-            channel = grpc.insecure_channel(address, options=options)
+            channel = grpc.insecure_channel(address, options=[*options, *local])
         if self.token_file is None:
             return channel
         if self.tls_ca is None and not is_loopback(address):
@@ -77,11 +90,43 @@ class Credentials:
 
     def token(self) -> str:
         """The token, as the file has it now."""
+        return self._or_last("token", self._token)
+
+    def _token(self) -> str:
         assert self.token_file is not None
-        token = read_file("token_file", self.token_file).decode("ascii", "replace").strip()
-        if not token or not token.isprintable() or " " in token:
+        token = read_file("token_file", self.token_file).decode("latin1").strip()
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise InvalidArgumentError("token_file", f"{self.token_file} must hold one token")
         return token
+
+    def _or_last(self, what: str, read: Callable[[], Read]) -> Read:
+        """What ``read`` gives, or while it cannot be read what it gave last."""
+        try:
+            found = read()
+        except InvalidArgumentError as error:
+            if what not in self._last:
+                raise
+            last, problem = self._last[what]
+            if error.problem != problem:
+                log.error("%s: used as before: %s", what, error)
+            self._last[what] = last, error.problem
+            return cast("Read", last)
+        self._last[what] = found, ""
+        return found
+
+    def pems(self) -> Pems:
+        """What the files hold now; :class:`InvalidArgumentError` as :meth:`check`."""
+        for _ in range(_READS_MAX):
+            stamp = self.stamp()
+            self.check()
+            pems = Pems(
+                read_file("tls_ca", self.tls_ca) if self.tls_ca else None,
+                read_file("tls_key", self.tls_key) if self.tls_key else None,
+                read_file("tls_cert", self.tls_cert) if self.tls_cert else None,
+            )
+            if self.stamp() == stamp:
+                return pems
+        raise InvalidArgumentError("tls_cert", "the files do not stand still")
 
     def check(self) -> None:
         """:class:`InvalidArgumentError` naming the file that is not what it should be."""
@@ -101,7 +146,7 @@ class Credentials:
             except OSError as error:
                 raise InvalidArgumentError("tls_ca", f"{self.tls_ca} holds no certificates: {error}") from error
 
-    def stamp(self) -> tuple[tuple[int, int], ...]:
+    def stamp(self) -> tuple[Stamp, ...]:
         """Differs once a certificate, key or authority on disk is another."""
         paths = [path for path in (self.tls_ca, self.tls_cert, self.tls_key) if path is not None]
         return tuple(stamp_of(path) for path in paths)
@@ -125,20 +170,25 @@ def read_file(field: str, path: Path) -> bytes:
 
 def is_loopback(address: str) -> bool:
     """Whether host:port stays within this machine."""
-    host = address.rpartition(":")[0].strip("[]")
+    host = address.rpartition(":")[0]
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):  # all of it may be one IPv6 address
+        return False
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(path: Path) -> Stamp:
     """Differs once the file is another; also when it is gone."""
     try:
         status = path.stat()
     except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_ino
+        return 0, 0, 0
+    return status.st_mtime_ns, status.st_ino, status.st_size  # a file may be written twice within one tick of the clock
 
 
 class _Details(NamedTuple):

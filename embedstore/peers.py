@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import grpc
 
 from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError
@@ -107,6 +109,13 @@ def method_path(method: str) -> str:
     return (_ADMIN if method in _ADMIN_METHODS else _EMBEDDING) + method
 
 
+class _Line(NamedTuple):
+    """A channel and the callables of its methods."""
+
+    channel: grpc.Channel
+    methods: dict[str, Any]
+
+
 class Peer:
     """One server and its channel."""
 
@@ -114,33 +123,38 @@ class Peer:
         self.address = address
         self._credentials = credentials
         self._stamp = credentials.stamp()
-        self._channel = credentials.channel(address, CHANNEL_OPTIONS)
-        self._methods: dict[str, Any] = {}
+        self._line = _Line(credentials.channel(address, CHANNEL_OPTIONS), {})
+        self._former: _Line | None = None
 
     def renew(self) -> None:
-        """Open another channel if certificates have been renewed; what is in flight over this one is cancelled."""
+        """Open another channel if certificates have been renewed, for one thread at a time. Calls that are in flight
+        over the present one may end there: it is closed when there is another again."""
         stamp = self._credentials.stamp()
         if stamp == self._stamp:
             return
-        old, self._channel = self._channel, self._credentials.channel(self.address, CHANNEL_OPTIONS)
-        self._stamp, self._methods = stamp, {}
-        old.close()
+        former, new = self._former, _Line(self._credentials.channel(self.address, CHANNEL_OPTIONS), {})
+        self._former, self._line, self._stamp = self._line, new, stamp
+        if former is not None:
+            former.channel.close()
 
     def unary(self, method: str) -> Any:
         """The callable of a unary method, bytes in and out."""
-        known = self._methods.get(method)
+        line = self._line
+        known = line.methods.get(method)
         if known is None:
-            known = self._methods[method] = self._channel.unary_unary(method_path(method), None, None)
+            known = line.methods[method] = line.channel.unary_unary(method_path(method), None, None)
         return known
 
     def stream(self, method: str, request: bytes, timeout_s: float) -> Iterator[bytes]:
         """The answers of a server-streaming method."""
-        call: Any = self._channel.unary_stream(method_path(method), None, None)(request, timeout=timeout_s)
+        call: Any = self._line.channel.unary_stream(method_path(method), None, None)(request, timeout=timeout_s)
         return iter(call)
 
     def close(self) -> None:
-        """Cancel what is in flight and let the connection go."""
-        self._channel.close()
+        """Cancel what is in flight and let the connections go."""
+        for line in (self._line, self._former):
+            if line is not None:
+                line.channel.close()
 
 
 def is_address(address: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError, UnavailableError
 from embedstore.interface import LeaderState
-from embedstore.peers import parse_addresses
+from embedstore.peers import CHANNEL_OPTIONS, parse_addresses
 from embedstore.placement import chunks_of_shard
 from embedstore.server.feed import SYNC_INTERVAL_MS_MAX
 from embedstore.server.intake import Intake
@@ -58,7 +58,9 @@ class FollowerStore(Replica):
     ) -> None:
         self._standby_place = standby
         self._credentials = Credentials.from_environment() if credentials is None else credentials
-        members = Members(parse_addresses(addresses), self._credentials)
+        given = parse_addresses(addresses)
+        self._credentials.channel(given[0], CHANNEL_OPTIONS).close()  # tells what is wrong with files
+        members = Members(given, self._credentials)
         if isinstance(only_tables, str):
             raise InvalidArgumentError("only_tables", "must be a sequence of table names")
         if isinstance(sync_interval_ms, bool) or not 1 <= sync_interval_ms <= SYNC_INTERVAL_MS_MAX:

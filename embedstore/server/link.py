@@ -237,8 +237,12 @@ class LeaderLink:
             self._ask_with_call.clear()
             if self._followed != address:
                 self._followed, self._intake.completed, self._intake.replaced_in = address, False, 0
+        try:
+            channel = self._credentials.channel(address, CHANNEL_OPTIONS)
+        except InvalidArgumentError as error:  # what it names may be put right
+            self._note(f"{address}: {error}")
+            return
         requests = _Requests(epoch, self._intake.begin())
-        channel = self._credentials.channel(address, CHANNEL_OPTIONS)
         try:
             responses = sync_pb2_grpc.SyncServiceStub(channel).Follow(requests)
             with self._condition:

@@ -8,6 +8,7 @@ while nobody answers. Belongs to one thread.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,12 +16,14 @@ import grpc
 
 from embedstore import discovery
 from embedstore.credentials import Credentials
+from embedstore.errors import InvalidArgumentError
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import Topology
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 FIRST_EPOCH = 1
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Members:
         self._credentials = credentials
         self._timeout_s = timeout_s
         self._channels: dict[str, grpc.Channel] = {}
+        self._stamp = credentials.stamp()
+        self._problems: dict[str, str] = {}
         self.leaders = Leaders()
 
     def refresh(self) -> Leaders:
@@ -78,9 +83,16 @@ class Members:
 
     def _ask(self, addresses: Sequence[str]) -> dict[str, admin_pb2.TopologyResponse]:
         calls = {}
+        self._renew()
         for address in addresses:
-            if address not in self._channels:
-                self._channels[address] = self._credentials.channel(address, CHANNEL_OPTIONS)
+            try:
+                if address not in self._channels:
+                    self._channels[address] = self._credentials.channel(address, CHANNEL_OPTIONS)
+            except InvalidArgumentError as error:  # which is as good as no answer
+                if self._problems.get(address) != error.problem:
+                    log.error("%s cannot be asked: %s", address, error)
+                self._problems[address] = error.problem
+                continue
             stub = admin_pb2_grpc.AdminServiceStub(self._channels[address])
             calls[address] = stub.Topology.future(admin_pb2.TopologyRequest(), timeout=self._timeout_s)
         answers = {}
@@ -88,6 +100,14 @@ class Members:
             if call.exception() is None:
                 answers[address] = call.result()
         return answers
+
+
+    def _renew(self) -> None:
+        """Certificates that were renewed need connections of their own."""
+        stamp = self._credentials.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self.close()
 
 
 def _as_they_were(answers: Mapping[str, admin_pb2.TopologyResponse]) -> dict[str, admin_pb2.TopologyResponse]:

@@ -49,6 +49,7 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp = stamp_of(path)
+        self._problem = ""
         self._roles = read_tokens(path)
 
     def require(self, role: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
@@ -65,11 +66,13 @@ class Tokens:
     def _role(self, digest: str) -> str | None:
         stamp = stamp_of(self._path)
         if stamp != self._stamp:
-            self._stamp = stamp
             try:
                 self._roles = read_tokens(self._path)
-            except InvalidArgumentError as error:
-                log.error("the tokens stay as they were: %s", error)
+                self._stamp, self._problem = stamp, ""
+            except InvalidArgumentError as error:  # the next call tries again: it may be half-written
+                if error.problem != self._problem:
+                    log.error("the tokens stay as they were: %s", error)
+                self._problem = error.problem
         return next((role for known, role in self._roles.items() if hmac.compare_digest(known, digest)), None)
 
 
@@ -154,9 +157,7 @@ def server_credentials(credentials: Credentials, *, mtls: bool) -> grpc.ServerCr
 
 
 def _configuration(credentials: Credentials, mtls: bool) -> grpc.ServerCertificateConfiguration:
-    assert credentials.tls_cert is not None
-    assert credentials.tls_key is not None
-    credentials.check()
-    pair = (read_file("tls_key", credentials.tls_key), read_file("tls_cert", credentials.tls_cert))
-    authorities = read_file("tls_ca", credentials.tls_ca) if mtls and credentials.tls_ca else None
-    return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
+    ca, key, cert = credentials.pems()
+    assert key is not None
+    assert cert is not None
+    return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca if mtls else None)

@@ -1,4 +1,4 @@
-"""Measuring how fresh rows are changes nothing for those whose rows are looked at, and remembers no more than there is."""
+"""Measuring how fresh rows are changes nothing for those whose rows they are, and remembers no more than there is."""
 
 from __future__ import annotations
 
