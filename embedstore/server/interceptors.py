@@ -113,7 +113,7 @@ def _count(data: bytes, start: int, end: int, descriptor: Any, limit: int) -> in
     What the parser makes of two bytes can take a hundred, so they are counted before.
     """
     count = 0
-    for field in fields(data, start, end, descriptor.name, limit):
+    for field in fields(data, start, end, descriptor.name, limit=end - start):
         count += 1
         known = descriptor.fields_by_number.get(field.number)
         if known is not None and field.kind == BYTES:

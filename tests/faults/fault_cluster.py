@@ -213,11 +213,16 @@ class Cluster:
         self.settle()
         old = self.trainer
         old.send(signal.SIGSTOP)
-        before = self.generations()
+        before = self.until(self.generations, "every shard answers")
         new = self.new_trainer()
         new.start()
         self.trainer = new
-        self.until(lambda: min(self.generations().values(), default=0) > max(before.values(), default=0), "taken over")
+
+        def taken_over() -> bool:
+            now = self.generations()
+            return all(now.get(stream, 0) > generation for stream, generation in before.items())
+
+        self.until(taken_over, "taken over")
         self.run_for(0.5)
         old.send(signal.SIGCONT)
         both = (old, new)

@@ -15,7 +15,7 @@ import embedstore as es
 from embedstore import errors, protowire
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.placement import chunks_of_ids
-from embedstore.server import leader
+from embedstore.server import interceptors, leader
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 from embedstore.store import LocalStore
@@ -262,3 +262,20 @@ def test_a_follower_cannot_heap_up_large_rewinds() -> None:
         call._take(rewind)
     assert len(call.take_rewinds()) == 1
     call._take(rewind)
+
+
+def test_whatever_the_limit_a_message_is_read_or_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the limit is reached at a field that holds more."""
+    spec = es.TableSpec("t", dim=1, admission=es.MinCount(3), ttl_s=5.0)
+    data = admin_pb2.CreateTableRequest(epoch=1, spec=spec.to_proto()).SerializeToString()
+    monkeypatch.setattr(interceptors, "UNCOUNTED_BYTES_MAX", 0)
+    refused = []
+    for limit in range(40):
+        monkeypatch.setattr(interceptors, "PARTS_MAX", limit)
+        try:
+            assert interceptors.parse(admin_pb2.CreateTableRequest, data).spec.name == "t"
+        except es.LimitError as error:
+            assert (error.field, error.value, error.limit) == ("CreateTableRequest fields", limit + 1, limit)
+            refused.append(limit)
+    assert 10 < len(refused) < 40
+    assert refused == list(range(len(refused)))
