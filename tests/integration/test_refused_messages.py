@@ -229,7 +229,7 @@ def test_a_message_of_very_many_fields_is_refused_before_they_take_time_and_memo
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (nested(2, b"\x0a\x00" * MANY), "FollowWants fields"),
+        (nested(2, b"\x0a\x00" * MANY), "FollowRequest fields"),
         (nested(2, b"\x0a\x00" * 70_000), "FollowWants.tables"),
         (nested(2, b"\x12\x00" * 70_000), "FollowWants.only_tables"),
     ],
