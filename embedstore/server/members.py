@@ -101,7 +101,6 @@ class Members:
                 answers[address] = call.result()
         return answers
 
-
     def _renew(self) -> None:
         """Certificates that were renewed need connections of their own."""
         stamp = self._credentials.stamp()
