@@ -45,8 +45,7 @@ class Exposition(Collector):
         try:
             yield f"{host}:{server.server_address[1]}"
         finally:
-            server.shutdown()
-            server.server_close()
+            server.stop()
 
     def collect(self) -> Iterator[Any]:
         """See :class:`prometheus_client.registry.Collector`."""

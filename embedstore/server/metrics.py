@@ -14,15 +14,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from embedstore.credentials import Credentials
-from embedstore.errors import UnavailableError
+from embedstore.errors import ClosedError, UnavailableError
 from embedstore.freshness import MEANINGS, Distribution, Histogram
 from embedstore.interface import StoreStats, TableStats
 from embedstore.origins import is_client
+from embedstore.server.scrapes import ScrapeServer
 
 if TYPE_CHECKING:
     from embedstore.server.serving import Serving
@@ -65,7 +66,7 @@ class Exposition(Collector):
         yield from self._request_families()
         try:
             stats = serving.stats()
-        except UnavailableError:
+        except (UnavailableError, ClosedError):
             return
         yield from _tables(stats)
         yield from _streams(stats)
@@ -95,21 +96,17 @@ def distributions(found: Any) -> Iterator[Family]:
         yield family
 
 
-def serve_metrics(listen: str, collectors: Iterable[Collector], credentials: Credentials, *, mtls: bool) -> Any:
-    """Answer scrapes at host:port, over TLS where there is a certificate; the server, which has ``shutdown``."""
+def serve_metrics(
+    listen: str, collectors: Iterable[Collector], credentials: Credentials, *, mtls: bool
+) -> ScrapeServer:
+    """Answer scrapes at host:port, over TLS where there is a certificate, until the server is told to ``stop``."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     for collector in collectors:
         registry.register(collector)
     host, _, port = listen.rpartition(":")
-    secure: dict[str, Any] = {}
-    if credentials.tls_cert is not None:
-        credentials.check()
-        secure = {"certfile": str(credentials.tls_cert), "keyfile": str(credentials.tls_key)}
-        if mtls:
-            secure |= {"client_cafile": str(credentials.tls_ca), "client_auth_required": True}
     try:
-        server, _ = start_http_server(int(port), host.strip("[]"), registry, **secure)
+        server = ScrapeServer(host.strip("[]"), int(port), registry, credentials, mtls=mtls)
     except OSError as error:
         raise UnavailableError(listen, f"metrics cannot be served there: {error.strerror or error}") from error
     logging.getLogger("embedstore.server").info("metrics at %s:%d/metrics", host, server.server_address[1])

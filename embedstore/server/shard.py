@@ -32,6 +32,7 @@ from embedstore.server.leader import SyncServicer
 from embedstore.server.membership import newest_record, watch_members
 from embedstore.server.metrics import Exposition, Requests, serve_metrics
 from embedstore.server.options import ShardOptions
+from embedstore.server.scrapes import ScrapeServer
 from embedstore.server.security import TokenCheck, Tokens, server_credentials
 from embedstore.server.serving import EPOCH_FIRST, Serving
 from embedstore.server.standby import Standby
@@ -91,7 +92,7 @@ class Shard:
         self._background: list[threading.Thread] = []
         self._ready = threading.Event()
         self._measured = Requests()
-        self._metrics: Any = None
+        self._metrics: ScrapeServer | None = None
         self._requests = f"request-{next(_numbers)}"
         # A call takes a thread from its first byte on; whoever sends no second one must not keep others from theirs.
         calls_max = options.requests_max + options.followers_max
@@ -214,8 +215,7 @@ class Shard:
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
-            self._metrics.shutdown()
-            self._metrics.server_close()
+            self._metrics.stop()
 
     def _open_store(self) -> None:
         options = self.options
