@@ -234,7 +234,7 @@ class Cluster:
             self._learn(route, [work.refusals[i] for i in waiting], deadline)
             if route is not self._route:
                 return False
-            if not deadline.pause(self._closed):
+            if not deadline.pause(self._closed, work.refusals[waiting[0]]):
                 break
             if route is not self._route:
                 return False
@@ -274,7 +274,7 @@ class Cluster:
                     raise EmbedstoreError(str(error)) from error
                 if work.waiting and not arrived:
                     self._learn(route, [work.refusals[0]], deadline)
-                    if route is not self._route or deadline.pause(self._closed):
+                    if route is not self._route or deadline.pause(self._closed, work.refusals[0]):
                         continue
                 [reply] = work.replies(self._closed.is_set(), moved=False)
                 assert isinstance(reply.outcome, Exception)

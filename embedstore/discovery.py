@@ -96,8 +96,9 @@ def first_record(peers: Mapping[str, Peer], patience: Patience) -> Topology:
             raise next(iter(answers.failed.values()))
         if not answers.silent:
             return _assembled(found)
-        if not deadline.pause(never):
-            raise next(iter(answers.silent.values()))
+        silent = next(iter(answers.silent.values()))
+        if not deadline.pause(never, silent):
+            raise silent
 
 
 def _assembled(found: Mapping[str, admin_pb2.TopologyResponse]) -> Topology:

@@ -326,10 +326,9 @@ class _Blobs:
 def _appearing(target: Path) -> Iterator[Path]:
     """A new directory that gets the name ``target`` in the end, or goes."""
     try:
-        if not target.parent.is_dir():
-            raise InvalidArgumentError("directory", f"{target.parent} is none")
         if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
             raise InvalidArgumentError("directory", f"{target} is there already, and not empty")
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.parent / f".{target.name}.{os.getpid()}.partial"
         partial.mkdir()
     except OSError as problem:

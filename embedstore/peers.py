@@ -6,6 +6,7 @@ Messages are bytes here, the caller encodes and decodes. Usable from any thread.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import random
 import threading
 import time
@@ -37,6 +38,9 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 ADDRESS_CHARS_MAX = 255
+WORD_INTERVAL_S = 5.0
+"""Whoever waits for a peer says so about as often."""
+log = logging.getLogger(__name__)
 _EMBEDDING = "/embedstore.v1.EmbeddingService/"
 _ADMIN = "/embedstore.v1.AdminService/"
 _ADMIN_METHODS = frozenset(
@@ -82,6 +86,7 @@ class Deadline:
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._ends_s = time.monotonic() + patience.retry_s
+        self._word_s = time.monotonic() + WORD_INTERVAL_S
         self._pauses = 0
 
     @property
@@ -97,11 +102,17 @@ class Deadline:
         """How long the next attempt may take."""
         return self.left_s(self._patience.timeout_s)
 
-    def pause(self, closed: threading.Event) -> bool:
-        """Wait before another attempt; False: there is no time for one, or everything was closed."""
+    def pause(self, closed: threading.Event, problem: Exception) -> bool:
+        """Wait before another attempt after ``problem``; False: there is no time for one, or everything was closed."""
         delay_s = self._patience.delay_s(self._pauses, random.random())
         self._pauses += 1
-        return time.monotonic() + delay_s < self._ends_s and not closed.wait(delay_s)
+        now_s = time.monotonic()
+        if now_s + delay_s >= self._ends_s:
+            return False
+        if now_s >= self._word_s:
+            self._word_s = now_s + WORD_INTERVAL_S
+            log.warning("%s; trying on for %.0f s", problem, self._ends_s - now_s)
+        return not closed.wait(delay_s)
 
 
 def method_path(method: str) -> str:

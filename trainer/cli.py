@@ -20,7 +20,12 @@ COMMANDS = {
 }
 """Command -> the module whose ``app`` runs it, and what the overview says about it."""
 
-app = typer.Typer(help="Learn embeddings from a stream of activity.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Learn embeddings from a stream of activity.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+)
 
 
 def _print_version(asked: bool) -> None:

@@ -13,7 +13,10 @@ from trainer import converters
 from trainer.eventfiles import write_events, writer_of
 
 app = typer.Typer(
-    help="Turn a data set into an event file, sorted by event time.", no_args_is_help=True, add_completion=False
+    help="Turn a data set into an event file, sorted by event time.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
 )
 
 YEAR_MS = 365 * 24 * 3600 * 1000

@@ -33,7 +33,7 @@ from trainer.events import nothing_of
 from trainer.history import HistoryStore
 from trainer.learner import Learner
 from trainer.metrics import Metrics, Rate
-from trainer.patience import Clock, Stopped, persist
+from trainer.patience import Clock, Progress, Stopped, persist
 from trainer.positions import Replay, ahead, check_forgotten, check_log, committable, replays
 from trainer.state import TrainerState
 
@@ -311,6 +311,7 @@ class Trainer:
 
     def _read(self, stream: str, position: int, replay: Replay) -> Iterator[EventBatch]:
         """The stream from ``position`` to the replay's end, cut at its marks."""
+        progress = Progress(stream, replay.end)
         while position < replay.end:
             if self._stop.is_set():
                 raise Stopped
@@ -322,9 +323,9 @@ class Trainer:
             )
             if batch is None:
                 raise StreamPositionError(stream, replay.end, f"the log ends at {position}")
-            for origin in batch.origins:
-                position = origin.end
             if batch.origins:
+                position = batch.origins[-1].end
+                progress.at(position)
                 yield batch
 
     # -- cut and commit ----------------------------------------------------------------------------------------------
@@ -383,7 +384,6 @@ class Trainer:
     def report(self) -> dict[str, Any]:
         """Everything measured so far, as JSON values."""
         now_s = self.clock.monotonic_s()
-        lag = self.source.lag_records()
         return {
             "time_ms": self.clock.wall_ms(),
             **self.metrics.scored(),
@@ -393,7 +393,7 @@ class Trainer:
             "events_per_s": self._rate.overall(now_s),
             "window_events_per_s": self._rate.recent(now_s),
             "run_s": now_s - self._rate.start_s,
-            "lag_records": sum(lag.values()),
+            "lag_records": sum(self.source.lag_records().values()),
             "lag_s": (self.clock.wall_ms() - self._latest_event_ms) / 1000.0 if self._latest_event_ms else None,
             "items": len(self.catalog),
             "users_in_memory": len(self.history),

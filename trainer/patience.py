@@ -14,6 +14,7 @@ from embedstore.errors import UnavailableError
 log = logging.getLogger("embedtrain")
 T = TypeVar("T")
 _FIRST_PAUSE_S = 0.1
+WORD_INTERVAL_S = 5.0
 
 
 class Stopped(Exception):  # noqa: N818
@@ -26,6 +27,21 @@ class Clock:
 
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     monotonic_s: Callable[[], float] = time.monotonic
+
+
+class Progress:
+    """Says now and then how far the reading of ``stream`` again is, up to ``end``."""
+
+    def __init__(self, stream: str, end: int) -> None:
+        self._stream, self._end = stream, end
+        self._word_s = time.monotonic() + WORD_INTERVAL_S
+
+    def at(self, position: int) -> None:
+        """It has come so far."""
+        now_s = time.monotonic()
+        if now_s >= self._word_s:
+            self._word_s = now_s + WORD_INTERVAL_S
+            log.info("reading %s again: at %d of %d", self._stream, position, self._end)
 
 
 def persist(call: Callable[[], T], stop: threading.Event, retry_max_s: float) -> T:

@@ -30,7 +30,7 @@ LINGER_MS = 5
 BATCH_BYTES = 128 * 1024
 WORLD_EVENTS = 4096
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 
 
 class Format(StrEnum):

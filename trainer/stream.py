@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedstore.errors import InvalidArgumentError, StaleGenerationError, TableExistsError
+from embedstore.errors import (
+    InvalidArgumentError,
+    StaleGenerationError,
+    TableExistsError,
+    TableNotFoundError,
+    UnknownStreamError,
+)
 
 if TYPE_CHECKING:
     from embedstore.interface import Store
     from trainer.config import Settings
     from trainer.online import Trainer
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 REMOTE = "grpc://"
+LOST = "did a shard come back without its data? Started again, the trainer makes what is missing and reads on"
 
 
 @app.command()
@@ -95,6 +102,8 @@ def stream(
                 result = trainer.run(max_events)
         except StaleGenerationError as problem:
             sys.exit(f"embedtrain: replaced by a newer trainer of the same stream ({problem})")
+        except (TableNotFoundError, UnknownStreamError) as problem:
+            sys.exit(f"embedtrain: {problem}: {LOST}")
         result |= {"device": device, "rows": opened.stats().tables[settings.tables.items].rows}
     if summary is not None:
         write_summary(summary, result)

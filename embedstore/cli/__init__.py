@@ -18,6 +18,7 @@ app = typer.Typer(
     name="embedstore",
     help="A collision-less embedding store that learns from a live stream.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # which joins the lines of a paragraph
     pretty_exceptions_enable=False,
     add_completion=False,
 )

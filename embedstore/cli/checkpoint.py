@@ -24,6 +24,7 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A shard's data d
 def create(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0) -> None:
     """Have every shard write a checkpoint now, and wait for it."""
     with connected(servers, timeout_s) as store:
+        store.stats()  # A checkpoint waits much longer for a shard that is away.
         result = store.checkpoint()
     row = {"chunks": result.chunks_written, "bytes": result.bytes_written, "seconds": result.seconds}
     show([row], as_json=as_json, title="checkpoint")
@@ -53,7 +54,8 @@ def verify_directory(directory: Directory, as_json: AsJson = False) -> None:
         verified = verify(directory)
     for bad in verified.bad:
         show([asdict(bad)], as_json=True, title="") if as_json else typer.echo(
-            f"{bad.file}, offset {bad.offset}: table {bad.table}, chunk {bad.chunk}: {bad.problem}"
+            f"{bad.file}, offset {bad.offset}: table {bad.table}, chunk {bad.chunk}: "
+            f"{bad.problem.removeprefix(f'{bad.file}: ')}"
         )
     summary = {"blobs": verified.blobs, "bytes": verified.bytes, "bad": len(verified.bad)}
     show([summary], as_json=as_json, title=str(directory))

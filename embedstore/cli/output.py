@@ -60,6 +60,8 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> Non
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,10 @@ import typer
 from embedstore import freshness, messages
 from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, one_line_errors, show
 from embedstore.cli.sample import Followers, Sample, take
+from embedstore.client import RemoteStore
+from embedstore.cluster import Call, Reply
 from embedstore.credentials import Credentials
+from embedstore.errors import UnavailableError
 from embedstore.interface import StoreStats
 from embedstore.origins import is_client
 from embedstore.peers import check_address, parse_addresses
@@ -19,39 +23,66 @@ from embedstore.status import Topology
 from embedstore.v1 import admin_pb2
 
 Force = Annotated[bool, typer.Option("--force", help="Also when a leader cannot be reached or is behind.")]
+FORCE_HINT = "Start it again, or have the standby take over without it: --force (see --help for what that can cost)"
 app = typer.Typer(help="Look at running shards, and have others take their place.", no_args_is_help=True)
 
 
 @app.command()
 def topology(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0) -> None:
-    """Which shards there are, where, and whether they are ready."""
+    """Which shards there are, where, and whether they are ready; exit code 1 when one does not answer."""
     request = admin_pb2.TopologyRequest().SerializeToString()
     with connected(servers, timeout_s) as store:
-        rows = []
-        for shard in range(len(store.peers)):
-            answer = admin_pb2.TopologyResponse.FromString(store.peers.call(shard, "Topology", request))
-            rows.append(
-                {
-                    "shard": f"{answer.shard}/{answer.topology.num_shards}",
-                    "address": store.peers.address(shard),
-                    "epoch": answer.topology.epoch,
-                    "ready": answer.ready,
-                    "follower": answer.follower,
-                }
-            )
+        replies = _ask_all(store, "Topology", request)
+    rows = []
+    for reply in replies:
+        silent = isinstance(reply.outcome, Exception)
+        answer = admin_pb2.TopologyResponse.FromString(reply.outcome if isinstance(reply.outcome, bytes) else b"")
+        rows.append(
+            {
+                "shard": f"{reply.call.shard if silent else answer.shard}/{len(replies)}",
+                "address": reply.address,
+                "epoch": None if silent else answer.topology.epoch,
+                "ready": answer.ready,
+                "follower": answer.follower,
+            }
+        )
     show(rows, as_json=as_json, title="shards")
+    _tell_silent(replies)
 
 
 @app.command()
 def stats(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeout_s: TimeoutS = 10.0) -> None:
-    """Rows, memory, checkpoints and followers, shard by shard; streams (not those of clients) and leaders over all."""
+    """Rows, memory, checkpoints and followers, shard by shard; streams (not those of clients) and leaders over all.
+
+    Exit code 1 when a shard does not answer; what is shown is of the others then.
+    """
     request = admin_pb2.StatsRequest().SerializeToString()
     with connected(servers, timeout_s) as store:
-        answers = [
-            (store.peers.address(shard), admin_pb2.StatsResponse.FromString(store.peers.call(shard, "Stats", request)))
-            for shard in range(len(store.peers))
-        ]
-    found = [(address, messages.stats_from_proto(answer)) for address, answer in answers]
+        replies = _ask_all(store, "Stats", request)
+    found = [
+        (reply.address, messages.stats_from_proto(admin_pb2.StatsResponse.FromString(reply.outcome)))
+        for reply in replies
+        if isinstance(reply.outcome, bytes)
+    ]
+    if found:
+        _show_stats(found, as_json=as_json)
+    _tell_silent(replies)
+
+
+def _ask_all(store: RemoteStore, method: str, request: bytes) -> list[Reply]:
+    """What every shard answers, side by side; whoever is silent is a reply, too."""
+    return store.peers.ask(lambda route: [Call(shard, method, request) for shard in range(len(route))])
+
+
+def _tell_silent(replies: Sequence[Reply]) -> None:
+    problems = [reply.outcome for reply in replies if isinstance(reply.outcome, Exception)]
+    for problem in problems:
+        typer.echo(f"embedstore: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _show_stats(found: Sequence[tuple[str, StoreStats]], *, as_json: bool) -> None:
     show([_row(address, each) for address, each in found], as_json=as_json, title="shards")
     merged = messages.merge_stats([each for _, each in found])
     streams = [
@@ -142,7 +173,12 @@ def promote(
     with one_line_errors():
         check_address("standby", standby)
         credentials = Credentials.from_environment()
-        [record] = activate([standby], None, force=force, timeout_s=timeout_s, credentials=credentials)
+        try:
+            [record] = activate([standby], None, force=force, timeout_s=timeout_s, credentials=credentials)
+        except UnavailableError as problem:
+            if force or problem.address == standby:
+                raise
+            raise UnavailableError(problem.address, f"{problem.problem}. {FORCE_HINT}") from None
     show(_record_rows(record), as_json=as_json, title=f"epoch {record.epoch}")
 
 

@@ -157,7 +157,14 @@ class Serving:
             self.fenced = False
             return
         place = topology.addresses[self.shard] if self.shard < topology.num_shards else "none"
-        log.warning("epoch %d has no place for %s: shard %d is %s", topology.epoch, self.advertised, self.shard, place)
+        log.warning(
+            "epoch %d has no place for %s: shard %d is %s, and callers are sent there; "
+            "to stand by here, start with an empty data directory and --standby",
+            topology.epoch,
+            self.advertised,
+            self.shard,
+            place,
+        )
         store.fence(topology.epoch, lambda: StaleEpochError(topology.epoch - 1, topology.epoch, topology))
         self.fenced = True
 

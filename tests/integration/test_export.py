@@ -190,6 +190,14 @@ def test_a_place_that_is_taken_is_refused_and_left_alone(tmp_path: Path) -> None
     import_store(tmp_path / "export", taken, 0, 1)
 
 
+def test_directories_on_the_way_to_a_target_are_made(tmp_path: Path) -> None:
+    (path,) = make(tmp_path, 1)
+    export_store([path], tmp_path / "backups" / "today" / "export")
+    import_store(tmp_path / "backups" / "today" / "export", tmp_path / "new" / "0", 0, 1)
+    with open_shard(path) as old, open_shard(tmp_path / "new" / "0") as new:
+        assert state(new)["rows"] == state(old)["rows"]
+
+
 def test_names_that_cannot_be_are_refused_as_any_other(tmp_path: Path) -> None:
     (path,) = make(tmp_path, 1)
     export_store([path], tmp_path / "export")
@@ -221,6 +229,8 @@ def test_verify_names_every_bad_blob(tmp_path: Path) -> None:
         ("items", chunk, ref.offset) for chunk, ref in hurt
     }
     assert all(Path(each["file"]).parent == path / "segments" for each in bad)
+    first, *_ = run(["checkpoint", "verify", str(path)]).stdout.splitlines()
+    assert first.count(".seg") == 1
     assert summary["bad"] == 3
 
 

@@ -17,7 +17,7 @@ from trainer.demo.view import make_view, summary_table
 
 INTERRUPTED = 130
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 
 
 @app.command()
