@@ -125,13 +125,14 @@ def test_a_shard_with_an_empty_disk_is_taught_the_whole_log_again(kafka: KafkaTo
     with Shards(tmp_path) as shards, shards.connect() as store:
         with Embedtrain(tmp_path, "trainer", kafka.uri(topic), shards.addresses) as trainer:
             until(lambda: applied(store) == EVENTS, trainer.log)
-            trainer.terminate()
-        before = {key for key, _ in rows(store).items()}
-        shards.kill(1)
-        shutil.rmtree(shards.data(1))
-        shards.start(1)
+            before = rows(store).keys()
+            shards.kill(1)
+            shutil.rmtree(shards.data(1))
+            shards.start(1)
+            kafka.send(topic, [b"no event"])
+            assert "Started again, the trainer makes what is missing" in trainer.end()
         with Embedtrain(tmp_path, "trainer", kafka.uri(topic), shards.addresses) as trainer:
-            until(lambda: applied(store) == EVENTS, trainer.log)
+            until(lambda: applied(store) == EVENTS + 1, trainer.log)
             summary = trainer.terminate()
         assert rows(store).keys() == before
         assert summary["events"] == EVENTS
