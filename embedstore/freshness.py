@@ -44,10 +44,20 @@ class Distribution(NamedTuple):
     total: float
 
     def __add__(self, other: object) -> Distribution:
-        if not isinstance(other, Distribution) or other.bounds != self.bounds:
-            raise ValueError("only distributions over the same bounds have a sum")
-        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return Distribution(self.bounds, counts, self.total + other.total)
+        """Over the bounds that both have: a process of another release may have others."""
+        if not isinstance(other, Distribution):
+            return NotImplemented
+        common = [bound for bound in self.bounds if bound in other.bounds]
+        counts = tuple(a + b for a, b in zip(self._over(common), other._over(common), strict=True))
+        return Distribution(tuple(common), counts, self.total + other.total)
+
+    def _over(self, bounds: Sequence[float]) -> list[int]:
+        """Counts by some of the bounds."""
+        counts = [0] * (len(bounds) + 1)
+        for i, count in enumerate(self.counts):
+            place = bisect_left(bounds, self.bounds[i]) if i < len(self.bounds) else len(bounds)
+            counts[place] += count
+        return counts
 
     @property
     def num_values(self) -> int:

@@ -22,12 +22,13 @@ from embedstore.table import Table
 from embedstore.v1 import admin_pb2
 
 PAUSE_S = 0.05
+FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
 class Parity:
     """What was found of one table. ``different``: ids whose rows are not what they have to be; ``moving``: how many
-    changed whenever they were looked at; ``error_max``: the largest difference of a number, which packing makes,
+    changed whenever they were looked at; of finite numbers ``error_max``: the largest difference, which packing makes,
     ``error_l2``: of all rows together, relative."""
 
     table: str
@@ -63,10 +64,12 @@ def compare(
         still = _same(before, after)
         expected = _packed(spec, row_format, waiting, before)
         equal = still & _same(expected, there)
-        apart = there.embeddings[equal] - before.embeddings[equal]
+        true = before.embeddings[equal].astype(np.float64)
+        finite = np.isfinite(true)
+        apart = there.embeddings[equal][finite] - true[finite]
         largest = max(largest, float(np.abs(apart).max(initial=0.0)))
-        errors += float(np.square(apart, dtype=np.float64).sum())
-        squares += float(np.square(before.embeddings[equal], dtype=np.float64).sum())
+        errors += float(np.square(apart).sum())
+        squares += float(np.square(true[finite]).sum())
         moving, waiting = waiting[~still], waiting[~equal]
         if not len(waiting) or time.monotonic() >= deadline_s:
             break
@@ -92,8 +95,12 @@ def _row_format(follower: RemoteStore, table: str) -> str:
 
 def _packed(spec: TableSpec, row_format: str, ids: np.ndarray, rows: Rows) -> Rows:
     """As a follower with this format answers once it has these rows; those without a row stay as they are."""
-    table = Table(replace(spec, num_chunks=1), embeddings_only=True, rows=as_row_format(row_format))
-    table.assign(ids[rows.found], rows.embeddings[rows.found], now_ms=0)
+    if as_row_format(row_format) == "fp32":
+        return rows
+    unbounded = replace(spec, num_chunks=1, admission=None, ttl_s=None, rows_max=None, bytes_max=None)
+    table = Table(unbounded, embeddings_only=True, rows=as_row_format(row_format))
+    packable = np.nan_to_num(rows.embeddings, nan=0.0, posinf=FLOAT16_MAX, neginf=-FLOAT16_MAX)
+    table.assign(ids[rows.found], packable[rows.found], now_ms=0)
     return replace(rows, embeddings=table.pull(ids))
 
 

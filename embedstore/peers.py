@@ -176,6 +176,14 @@ def is_address(address: str) -> bool:
     return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
 
 
+def is_nowhere(address: str) -> bool:
+    """Whether its host stands for every address of a machine, such as 0.0.0.0."""
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_unspecified
+    except ValueError:  # a name
+        return False
+
+
 def check_address(field: str, address: str) -> None:
     """Raise unless this is one ``host:port`` at which others can reach somebody."""
     try:
@@ -184,11 +192,7 @@ def check_address(field: str, address: str) -> None:
         raise InvalidArgumentError(field, error.problem) from None
     if parsed != (address,):
         raise InvalidArgumentError(field, f"must be host:port, not {address!r}")
-    try:
-        nowhere = ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_unspecified
-    except ValueError:  # a name
-        nowhere = False
-    if nowhere:
+    if is_nowhere(address):
         raise InvalidArgumentError(field, f"must be an address at which others reach it, not {address!r}")
 
 

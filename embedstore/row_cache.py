@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,9 +59,11 @@ class RowCache:
     def _of(self, spec: TableSpec) -> _Generations:
         with self._lock:
             known = self._tables.get(spec.name)
+            now_ms = self._monotonic_ms()
             if known is None or known.spec != spec:
+                self._tables = {name: each for name, each in self._tables.items() if not each.is_past(now_ms)}
                 known = self._tables[spec.name] = _Generations(spec, self._half_ms, self._rows_max)
-            known.turn(self._monotonic_ms())
+            known.turn(now_ms)
             return known
 
 
@@ -73,8 +74,7 @@ class _Generations:
         self.spec = spec
         self._half_ms = half_ms
         self._rows_max = rows_max // 2
-        kept = replace(spec, num_chunks=_CHUNKS, optimizer=SGD(1.0), init=Zeros(), on_miss="zeros")
-        self._kept = replace(kept, admission=None, ttl_s=None, rows_max=None, bytes_max=None)
+        self._kept = TableSpec(spec.name, spec.dim, optimizer=SGD(1.0), init=Zeros(), num_chunks=_CHUNKS)
         self._lock = threading.Lock()
         self._young, self._old = self._empty(), self._empty()
         self._began_ms: float | None = None
@@ -90,6 +90,10 @@ class _Generations:
                 self._young = self._empty()
                 self._began_ms += turns * self._half_ms
 
+    def is_past(self, now_ms: float) -> bool:
+        """Whether all of it is too old."""
+        return self._began_ms is not None and now_ms - self._began_ms >= 2 * self._half_ms
+
     def found(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             young, old = self._young, self._old
@@ -103,14 +107,16 @@ class _Generations:
         return rows.embeddings, rows.found
 
     def keep(self, asked_ms: float, ids: np.ndarray, rows: np.ndarray) -> None:
+        finite = np.isfinite(rows).all(axis=1)  # a row that has overflowed is asked for each time: tables take none
+        if not finite.all():
+            ids, rows = ids[finite], rows[finite]
         with self._lock:
             # An answer that took so long would be too old here before it goes.
             if self._began_ms is None or asked_ms < self._began_ms:
                 return
-            young = self._young
-        room = self._rows_max - len(young)
-        if room > 0:
-            young.assign(ids[:room], rows[:room], now_ms=0)
+            room = self._rows_max - len(self._young)
+            if room > 0:
+                self._young.assign(ids[:room], rows[:room], now_ms=0)
 
     def _empty(self) -> Table:
         return Table(self._kept, embeddings_only=True)

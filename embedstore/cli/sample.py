@@ -14,7 +14,7 @@ import typer
 from embedstore import messages
 from embedstore.credentials import Credentials
 from embedstore.interface import StoreStats
-from embedstore.peers import Peer, parse_addresses
+from embedstore.peers import Peer, is_nowhere, parse_addresses
 from embedstore.status import from_rpc_error
 from embedstore.v1 import admin_pb2
 
@@ -67,6 +67,7 @@ def take(servers: str, followers: str, timeout_s: float) -> Sample:
         for address in dict.fromkeys([*newest.addresses, *given, *others]):
             answer = told[address]
             own = answer.address if isinstance(answer, admin_pb2.TopologyResponse) else ""
+            own = "" if is_nowhere(own) else own  # which many may say of themselves
             named.setdefault(own or address, address)
         members = tuple(_member(stack, each, told[each], credentials, timeout_s) for each in named.values())
         return Sample(time.monotonic(), members)

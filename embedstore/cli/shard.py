@@ -125,6 +125,10 @@ def lag(
 def _times(sample: Sample) -> list[dict[str, Any]]:
     found = freshness.merge(stats.distributions for stats in sample.stats)
     order = list(freshness.MEANINGS)
+
+    def place(measure: str) -> int:  # another release may have others
+        return order.index(measure) if measure in order else len(order)
+
     return [
         {
             "measure": measure.removesuffix("_seconds"),
@@ -135,7 +139,7 @@ def _times(sample: Sample) -> list[dict[str, Any]]:
             "p99_s": each.quantile(0.99),
             "mean_s": each.total / max(each.num_values, 1),
         }
-        for (measure, table), each in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+        for (measure, table), each in sorted(found.items(), key=lambda item: (place(item[0][0]), item[0][1]))
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +10,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from embedstore import messages
-from embedstore.cli.output import SERVERS_DEFAULT, WIDTH_OF_A_FILE, AsJson, Servers, TimeoutS, one_line_errors
+from embedstore.cli.output import (
+    SERVERS_DEFAULT,
+    WIDTH_OF_A_FILE,
+    AsJson,
+    Servers,
+    TimeoutS,
+    json_line,
+    one_line_errors,
+)
 from embedstore.cli.sample import Followers, Member, Sample, take
 from embedstore.errors import InvalidArgumentError
 from embedstore.freshness import EVENT_TO_VISIBLE, TIME_TO_FIRST_EMBEDDING
@@ -53,7 +61,7 @@ def _watch(look: Callable[[], Sample], interval_s: float, *, once: bool, as_json
             time.sleep(interval_s)
             now = look()
             if as_json:
-                typer.echo(json.dumps(facts(before, now)))
+                typer.echo(json_line(facts(before, now)))
             else:
                 width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
                 Console(file=sys.stdout, width=width).print(_page(facts(before, now)))
@@ -162,7 +170,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
         table.add_column(column.removesuffix("_bytes").replace("_per_s", "/s"), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(_cell(column, row.get(column)) for column in columns))
+        table.add_row(*(escape(_cell(column, row.get(column))) for column in columns))
     return table
 
 

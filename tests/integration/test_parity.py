@@ -102,3 +102,18 @@ def test_a_sample_is_random_and_from_every_chunk(start: Callable[..., Shard]) ->
         assert sorted(store.sample("items", 100_000).tolist()) == IDS.tolist()
         with pytest.raises(es.InvalidArgumentError, match="num_rows"):
             store.sample("items", 0)
+
+
+@pytest.mark.parametrize("rows", ["fp32", "int8"])
+def test_rows_that_have_overflowed_and_small_tables_are_compared_too(start: Callable[..., Shard], rows: str) -> None:
+    small = es.TableSpec("items", dim=2, optimizer=es.SGD(1.0), num_chunks=4, rows_max=4, ttl_s=60)
+    leader = start(tables=[small])
+    follower = start(follow=[leader.address], rows=rows)
+    with es.connect(leader.address) as store:
+        for _ in range(2):
+            store.push({"items": (IDS[:4], np.array([[3e38, 1], [-3e38, 2], [1, 2], [3, 4]], np.float32))})
+        assert np.isinf(store.pull({"items": IDS[:4]})["items"]).any()
+    assert follower.wait_ready(TIMEOUT_S)
+    [row] = lines("--servers", leader.address, "--follower", follower.address)
+    assert row["rows"] == row["equal"] > 0
+    assert 0 <= row["error_l2"] < 0.01

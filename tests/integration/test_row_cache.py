@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +101,53 @@ def test_such_a_store_only_reads_and_bad_bounds_are_refused(shards: list[Shard])
     for bad in ({"max_age_ms": 0}, {"max_age_ms": True}, {"max_age_ms": 1.5}, {"max_age_ms": 5, "cache_rows_max": 1}):
         with pytest.raises(es.InvalidArgumentError, match=r"max_age_ms|cache_rows_max"):
             connect(shards, **bad)
+
+
+def test_a_small_table_and_rows_that_have_overflowed_are_served_as_they_are() -> None:
+    small = es.TableSpec("small", dim=2, optimizer=es.SGD(1.0), num_chunks=4, rows_max=40, ttl_s=3600)
+    shard = Shard(ShardOptions("127.0.0.1:0", tables=[small]))
+    shard.start()
+    try:
+        with connect([shard]) as writer, connect([shard], max_age_ms=600_000) as reader:
+            ids = np.array([0, 5, 2**64 - 1], np.uint64)
+            for grads in (np.array([[1, 2], [3e38, 1], [5, 6]]), np.array([[1, 2], [3e38, 1], [5, 6]])):
+                writer.push({"small": (ids, grads.astype(np.float32))})
+            first = writer.pull({"small": ids})["small"]
+            assert np.isinf(first[1, 0])
+            np.testing.assert_array_equal(reader.pull({"small": ids})["small"], first)
+            writer.push({"small": (ids, np.ones((3, 2), np.float32))})
+            again = reader.pull({"small": ids})["small"]
+            np.testing.assert_array_equal(again[[0, 2]], first[[0, 2]])
+            assert again[1, 1] == first[1, 1] - 1
+    finally:
+        shard.stop()
+
+
+def test_threads_together_keep_no_more_than_there_is_room_for() -> None:
+    cache, spec = RowCache(600_000, 2000), es.TableSpec("t", dim=1, num_chunks=4)
+    cache.found(spec, IDS[:1])
+    start = threading.Barrier(4)
+
+    def keep(first: int) -> None:
+        ids = np.arange(first, first + 1000, dtype=np.uint64)
+        start.wait()
+        cache.keep(spec, cache.now_ms(), ids, np.ones((1000, 1), np.float32))
+
+    threads = [threading.Thread(target=keep, args=(1000 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(cache._of(spec)._young) <= 1000
+
+
+def test_tables_that_nobody_reads_any_more_are_let_go() -> None:
+    time = Time()
+    cache = RowCache(1000, monotonic_ms=time)
+    for i in range(20):
+        cache.found(es.TableSpec(f"t{i}", dim=1), IDS[:1])
+        time.at_ms += 500
+    assert len(cache._tables) <= 3
 
 
 @given(

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedstore.freshness import BOUNDS_S, PROBES_MAX, Freshness, Histogram, Probe, merge
+from embedstore.freshness import BOUNDS_S, PROBES_MAX, Distribution, Freshness, Histogram, Probe, merge
 
 SECONDS = st.lists(st.floats(0, 2 * BOUNDS_S[-1]), max_size=60)
 
@@ -39,6 +39,12 @@ def test_counts_of_two_processes_add_up(a: list[float], b: list[float]) -> None:
     both = counted(a + b).read()
     assert merged.counts == both.counts
     assert math.isclose(merged.total, both.total, abs_tol=1e-6)
+
+
+def test_those_over_other_bounds_add_up_over_what_both_have() -> None:
+    a = Distribution((1.0, 2.0, 4.0), (1, 2, 3, 4), 30.0)
+    b = Distribution((2.0, 3.0, 4.0), (5, 6, 7, 8), 70.0)
+    assert a + b == Distribution((2.0, 4.0), (3 + 5, 3 + 6 + 7, 4 + 8), 100.0)
 
 
 def test_a_clock_that_is_behind_counts_as_no_time() -> None:
