@@ -15,7 +15,7 @@ import pytest
 from trainer.demo.processes import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = ("7600", "7601", "7700")
+PORTS = ("7600", "7601", "7602", "7700", "7702")
 TIMEOUT_S = 200.0
 DUMP_S = 5.0
 SHELL = """set -euo pipefail
