@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FOLLOWERS_MAX = 16
 WANTS_TIMEOUT_S = 10.0
 ROUND_PAUSE_S = 0.01
+WATCH_S = 1.0
 REWINDS_MAX = 1 << 16
 REWIND_BYTES_MAX = 64 << 20
 WANTED_MAX = 1 << 16
@@ -84,6 +85,7 @@ class _Call:
         self._rewinds: list[sync_pb2.FollowRewind] = []
         self._rewind_bytes = 0
         self._error: Exception | None = None
+        self._sending_since_s: float | None = None
         self.ended = False
 
     def read(self, requests: Iterator[sync_pb2.FollowRequest]) -> None:
@@ -180,7 +182,17 @@ class _Call:
             self._in_flight.append(_Sent(size, message.heartbeat.complete_until_ms))
             self._in_flight_bytes += size
             self._sent_bytes += size
+            self._sending_since_s = time.monotonic()
             return True
+
+    def handed_over(self) -> None:
+        """The connection has taken the last message."""
+        self._sending_since_s = None
+
+    def sending_s(self) -> float:
+        """How long the connection has not taken the last message."""
+        since_s = self._sending_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def state(self, now_ms: int) -> FollowerState:
         """How this follower stands."""
@@ -250,7 +262,9 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         self._clock_ms = clock_ms
         self._monotonic_ms = monotonic_ms
         self._lock = threading.Lock()
-        self._calls: set[_Call] = set()
+        self._calls: dict[_Call, Callable[[], object]] = {}
+        self._watched = False
+        self._stopping = threading.Event()
         self._closed = False
         self.deltas = SharedDeltas(lambda: len(self._calls) > 1)
 
@@ -268,12 +282,31 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         return tuple(call.state(now_ms) for call in calls)
 
     def close(self) -> None:
-        """End every call cleanly and refuse new ones; call it before the server stops. Twice is harmless."""
+        """End every call and refuse new ones; call it before the server stops. Twice is harmless. A call is ended
+        cleanly, unless its follower does not read any more."""
         with self._lock:
             self._closed = True
             calls = list(self._calls)
         for call in calls:
             call.end()
+        self._stopping.set()
+        self._cut_off(WATCH_S)
+
+    def _watch(self) -> None:
+        """As long as there are calls: whoever reads nothing for too long is cut off."""
+        while not self._stopping.wait(min(WATCH_S, self._window.stall_s / 4)):
+            with self._lock:
+                if not self._calls:
+                    self._watched = False
+                    return
+            self._cut_off(self._window.stall_s)
+
+    def _cut_off(self, stall_s: float) -> None:
+        with self._lock:
+            stuck = [(call, cut) for call, cut in self._calls.items() if call.sending_s() > stall_s]
+        for call, cut in stuck:
+            call.end()
+            cut()
 
     def Follow(  # noqa: N802
         self, request_iterator: Iterator[sync_pb2.FollowRequest], context: grpc.ServicerContext
@@ -281,7 +314,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         """See sync.proto."""
         call = _Call(context.peer(), self._window, self._tables.notify, self._tables.standby_applied)
         try:
-            self._admit(call)
+            self._admit(call, context.cancel)
             try:
                 if not context.add_callback(lambda: self._forget(call)):
                     return
@@ -295,7 +328,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
                 log.error("a follower's call failed over a bug", exc_info=error)
             context.abort_with_status(to_status(error))
 
-    def _admit(self, call: _Call) -> None:
+    def _admit(self, call: _Call, cut: Callable[[], object]) -> None:
         with self._lock:
             if self._closed:
                 raise UnavailableError("leader", "is stopping")
@@ -303,7 +336,10 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
                 raise UnavailableError("leader", "is not ready yet")
             if len(self._calls) >= self._followers_max:
                 raise LimitError("followers", len(self._calls) + 1, self._followers_max)
-            self._calls.add(call)
+            self._calls[call] = cut
+            watched, self._watched = self._watched, True
+        if not watched:
+            threading.Thread(target=self._watch, name="follow-watch", daemon=True).start()
         self._tables.follower_joined()
 
     def _forget(self, call: _Call) -> None:
@@ -311,7 +347,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         with self._lock:
             if call not in self._calls:
                 return
-            self._calls.remove(call)
+            del self._calls[call]
             if len(self._calls) < 2:
                 self.deltas.forget()
         self._tables.follower_left()
@@ -341,6 +377,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
                 if not call.number(message):
                     return
                 yield message
+                call.handed_over()
             call.end_round(tick)
             call.pause(ROUND_PAUSE_S)
             idle_s = feed.idle_ms() / 1000

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import threading
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ import grpc
 from grpc_health.v1 import health
 
 from embedstore.credentials import AUTHORIZATION, BEARER, Credentials, read_file, stamp_of
-from embedstore.errors import EmbedstoreError, InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from embedstore.errors import (
+    EmbedstoreError,
+    InvalidArgumentError,
+    LimitError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from embedstore.status import to_status
 
 log = logging.getLogger("embedstore.server")
@@ -32,6 +39,8 @@ _TRAIN = frozenset(["Push", "Assign", "Delete", "OpenStream", "PutDense", "Creat
 _OPEN = f"/{health.SERVICE_NAME}/"
 _REFLECTION = "ServerReflectionInfo"
 _SHA256_CHARS = 64
+OPEN_CALLS_MAX = 32
+"""Calls at once that need no token, so that those who have none keep no others from theirs."""
 
 
 def role_needed(method: str) -> str:
@@ -104,19 +113,46 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
+        self._room = threading.BoundedSemaphore(OPEN_CALLS_MAX)
 
     def intercept_service(
         self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See :class:`grpc.ServerInterceptor`."""
         method = handler_call_details.method
-        if not method.startswith(_OPEN):
-            try:
-                self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
-            except EmbedstoreError as error:
-                return _refusal(error)
-        handler: grpc.RpcMethodHandler[Any, Any] | None = continuation(handler_call_details)
+        handler: grpc.RpcMethodHandler[Any, Any] | None
+        if method.startswith(_OPEN):
+            handler = continuation(handler_call_details)
+            return None if handler is None else _bounded(handler, self._room)
+        try:
+            self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
+        except EmbedstoreError as error:
+            return _refusal(error)
+        handler = continuation(handler_call_details)
         return handler
+
+
+def _bounded(
+    handler: grpc.RpcMethodHandler[Any, Any], room: threading.BoundedSemaphore
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The same method, for as many at once as there is room, those included whose request never comes."""
+
+    def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        if not room.acquire(blocking=False):
+            problem = LimitError("calls without a token", OPEN_CALLS_MAX + 1, OPEN_CALLS_MAX)
+            context.abort_with_status(to_status(problem))
+        if not context.add_callback(room.release):
+            room.release()
+            return
+        for request in requests:
+            if handler.unary_unary is not None:
+                yield handler.unary_unary(request, context)
+            else:
+                answers: Callable[[Any, Any], Iterator[Any]] = handler.unary_stream  # type: ignore[assignment]
+                yield from answers(request, context)
+            return
+
+    return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(error: EmbedstoreError) -> grpc.RpcMethodHandler[Any, Any]:

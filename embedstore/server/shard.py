@@ -33,7 +33,7 @@ from embedstore.server.membership import newest_record, watch_members
 from embedstore.server.metrics import Exposition, Requests, serve_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.scrapes import ScrapeServer
-from embedstore.server.security import TokenCheck, Tokens, server_credentials
+from embedstore.server.security import OPEN_CALLS_MAX, TokenCheck, Tokens, server_credentials
 from embedstore.server.serving import EPOCH_FIRST, Serving
 from embedstore.server.standby import Standby
 from embedstore.server.takeover import Takeover
@@ -84,7 +84,7 @@ class Shard:
             credentials=options.credentials,
         )
         self._tokens = Tokens(options.tokens) if options.tokens is not None else None
-        self._health = health.HealthServicer()
+        self._health = health.HealthServicer(experimental_non_blocking=False)
         self._stop = threading.Event()
         self._store: LocalStore | FollowerStore | None = None
         self._standby: Standby | None = None
@@ -95,8 +95,9 @@ class Shard:
         self._metrics: ScrapeServer | None = None
         self._requests = f"request-{next(_numbers)}"
         # A call takes a thread from its first byte on; whoever sends no second one must not keep others from theirs.
-        calls_max = options.requests_max + options.followers_max
-        self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix=self._requests)
+        self._calls_max = options.requests_max + options.followers_max
+        self._calls_max += OPEN_CALLS_MAX if self._tokens is not None else 0
+        self._pool = ThreadPoolExecutor(self._calls_max, thread_name_prefix=self._requests)
         self._server = self._new_server()
 
     @property
@@ -173,7 +174,7 @@ class Shard:
             self._pool,
             interceptors=[TokenCheck(self._tokens)] if self._tokens is not None else [],
             options=SERVER_OPTIONS,
-            maximum_concurrent_rpcs=options.requests_max + options.followers_max,
+            maximum_concurrent_rpcs=self._calls_max,
         )
         guard = Guard(lambda: self._serving.topology, options.workers, self._measured)
         server.add_generic_rpc_handlers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from follow_servers import TIMEOUT_S, Leader, Topology, content, ones, refused_b
 
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server.follow import FollowerStore
-from embedstore.server.leader import Window
+from embedstore.server.leader import WATCH_S, Window
 from embedstore.server.link import Retry
 from embedstore.server.parts import Cursors
 from embedstore.spec import SGD, TableSpec
@@ -266,3 +267,31 @@ def test_a_leader_that_falls_silent_is_called_again() -> None:
         assert follower.stats().leaders[0].reconnects >= 1
         assert follower.stats().leaders[0].age_s == float("inf")
     server.stop(0).wait()
+
+
+def test_a_follower_that_reads_nothing_loses_its_place_and_delays_no_end(store: LocalStore) -> None:
+    """What is on its way fills the connection, not the window."""
+
+    def wait_until(found: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not found():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+
+    leader = Leader(store, window=Window(stall_s=0.5), followers_max=2)
+    store.push({"items": ones(range(200_000), 16)})
+    slow = [Slow(leader, wants(embeddings_only=True)) for _ in range(2)]
+    try:
+        wait_until(lambda: len(leader.sync.follower_states()) == 2)
+        wait_until(lambda: leader.sync.followers == 0)
+        with FollowerStore(leader.address, retry=RETRY) as follower:
+            follower.wait_synced(TIMEOUT_S)
+        leader.sync._window = Window()
+        slow.append(Slow(leader, wants(embeddings_only=True)))
+        wait_until(lambda: any(call.sending_s() > WATCH_S for call in list(leader.sync._calls)))
+        leader.sync.close()
+        wait_until(lambda: leader.sync.followers == 0)
+    finally:
+        for each in slow:
+            each.close()
+        leader.stop()

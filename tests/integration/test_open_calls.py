@@ -1,0 +1,76 @@
+"""Calls that need no token keep those who have one from nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import embedstore as es
+from embedstore.credentials import Credentials
+from embedstore.server.options import ShardOptions
+from embedstore.server.security import OPEN_CALLS_MAX
+from embedstore.server.shard import Shard
+
+TABLE = es.TableSpec("t", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
+HEALTH = "/grpc.health.v1.Health/"
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_health_checks_whose_requests_never_come_hold_no_others_up(tmp_path: Path, method: str) -> None:
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "tokens.toml").write_text(
+        f'[tokens.a]\nrole = "admin"\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\n'
+    )
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait()
+        yield from ()
+
+    tokens = tmp_path / "tokens.toml"
+    options = ShardOptions("127.0.0.1:0", tables=[TABLE], tokens=tokens, requests_max=4, followers_max=2, drain_s=0.1)
+    shard = Shard(options)
+    shard.start()
+    with ExitStack() as stack:
+        stack.callback(shard.stop)
+        stack.callback(over.set)
+        channel = stack.enter_context(grpc.insecure_channel(shard.address))
+        with pytest.raises(grpc.RpcError) as caught:
+            silent: list[Any] = [
+                channel.stream_stream(HEALTH + method, None, None)(nothing()) for _ in range(OPEN_CALLS_MAX + 8)
+            ]
+            for call in reversed(silent):  # at least eight find no room
+                next(call)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        with es.connect(shard.address, credentials=Credentials(token_file=tmp_path / "token"), timeout_s=5.0) as store:
+            for _ in range(5):
+                store.push({"t": ([1], np.ones((1, 2), np.float32))})
+        for call in silent:
+            call.cancel()
+        check = channel.unary_unary(HEALTH + "Check", None, None)
+        deadline_s = time.monotonic() + 10.0
+        while not _answers(check):  # until the places of those who went are free
+            assert time.monotonic() < deadline_s
+        for _ in range(3 * OPEN_CALLS_MAX):
+            assert check(b"", timeout=10.0, wait_for_ready=True) == b"\x08\x01"
+        watch: Any = channel.unary_stream(HEALTH + "Watch", None, None)(b"", timeout=10.0)
+        assert next(watch) == b"\x08\x01"
+        watch.cancel()
+
+
+def _answers(check: Any) -> bool:
+    try:
+        check(b"", timeout=10.0)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        return False
+    return True
