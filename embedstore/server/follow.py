@@ -73,6 +73,7 @@ class FollowerStore(Replica):
         self._links: dict[int, LeaderLink] = {}
         self._leaders = Leaders()
         self._complete_before_ms = 0
+        self._unknown = ""
         self._stop = threading.Event()
         self._search = threading.Thread(target=self._keep_leaders, args=(members,), name="follow-leaders", daemon=True)
         self._search.start()
@@ -90,6 +91,7 @@ class FollowerStore(Replica):
                 settled = self._leaders.complete and all(link.connected for link in self._links.values())
                 if not settled or self._monotonic_s() - asked_s >= TOPOLOGY_INTERVAL_S:
                     self._use(members.refresh())
+                    self._unknown = f" ({members.problem})" if members.problem else ""
                     asked_s = self._monotonic_s()
                 for link in list(self._links.values()):
                     link.check_silence()
@@ -179,7 +181,7 @@ class FollowerStore(Replica):
             if missing:
                 address, problem = missing[0].state().address, missing[0].problem or "has not sent everything yet"
             else:
-                address, problem = "leaders", "not all are known yet"
+                address, problem = "leaders", f"not all are known yet{self._unknown}"
             raise UnavailableError(address, f"{problem} after {timeout_s:g} s")
 
     def _chunks_of(self, leader: int, table: Table) -> range:

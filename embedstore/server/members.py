@@ -19,7 +19,7 @@ from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import Topology
+from embedstore.status import SILENT, Topology, from_rpc_error
 from embedstore.v1 import admin_pb2, admin_pb2_grpc
 
 FIRST_EPOCH = 1
@@ -69,6 +69,7 @@ class Members:
         self.leaders = replace(choose(self.leaders, answers), replaced=replaced if replaced.num_shards else None)
         for address in [each for each in self._channels if each not in asked]:
             self._channels.pop(address).close()
+        self._problems = {address: each for address, each in self._problems.items() if address in asked}
         return self.leaders
 
     def newest(self) -> Topology | None:
@@ -89,17 +90,30 @@ class Members:
                 if address not in self._channels:
                     self._channels[address] = self._credentials.channel(address, CHANNEL_OPTIONS)
             except InvalidArgumentError as error:  # which is as good as no answer
-                if self._problems.get(address) != error.problem:
-                    log.error("%s cannot be asked: %s", address, error)
-                self._problems[address] = error.problem
+                self._note(address, error)
                 continue
             stub = admin_pb2_grpc.AdminServiceStub(self._channels[address])
             calls[address] = stub.Topology.future(admin_pb2.TopologyRequest(), timeout=self._timeout_s)
         answers = {}
         for address, call in calls.items():
-            if call.exception() is None:
+            outcome = call.exception()
+            if outcome is None:
                 answers[address] = call.result()
+                self._problems.pop(address, None)
+            elif isinstance(outcome, grpc.RpcError):
+                self._note(address, from_rpc_error(outcome, address), told=outcome.code() not in SILENT)
         return answers
+
+    @property
+    def problem(self) -> str:
+        """Why somebody did not answer when last asked; "" when all did."""
+        return next(iter(self._problems.values()), "")
+
+    def _note(self, address: str, error: Exception, *, told: bool = True) -> None:
+        problem = str(error)
+        if told and self._problems.get(address) != problem:
+            log.error("%s does not say who the shards are: %s", address, problem)
+        self._problems[address] = problem
 
     def _renew(self) -> None:
         """Certificates that were renewed need connections of their own."""

@@ -189,6 +189,19 @@ def test_a_follower_is_told_at_once_what_is_wrong_with_its_files(tmp_path: Path)
         es.follow("127.0.0.1:1", credentials=Credentials(token_file=tmp_path / "missing"))
 
 
+def test_a_follower_without_a_token_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text(section("one"))
+    shard = Shard(ShardOptions("127.0.0.1:0", tables=[TABLE], tokens=tmp_path / "tokens.toml"))
+    shard.start()
+    try:
+        with es.follow(shard.address) as view:
+            until(lambda: view._unknown != "")
+            with pytest.raises(es.UnavailableError, match="a bearer token is needed"):
+                view.wait_synced(0.1)
+    finally:
+        shard.stop()
+
+
 def test_a_token_for_this_machine_goes_to_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokens.toml").write_text(section("one"))
     file = tmp_path / "token"
