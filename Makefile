@@ -1,6 +1,6 @@
 # Each target installs what it needs when it is missing; a second call finds everything in place.
 #   make demo [SECONDS=60] [KAFKA=1] [ARGS=...]   a minute of learning from a live stream, with a report
-#   make test [ARGS=...] [SEED=n]                 the whole test suite
+#   make test [ARGS=...] [SEED=n] [WORKERS=2]     the whole test suite
 #   make chaos [KILLS=500] [SEED=n]               everything killed and replaced at random for half an hour, and every event counted
 #   make fuzz [MESSAGES=500000] [SEED=n]          every RPC is sent broken and nonsensical messages, so many each
 #   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
@@ -25,6 +25,7 @@ SECONDS ?= 60
 KILLS ?= 500
 MESSAGES ?= 500000
 KAFKA ?=
+WORKERS ?= 2
 ARGS ?=
 
 # --- installation ---------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ demo: $(STAMP)/native $(if $(KAFKA),$(STAMP)/java)
 	$(VENV)/bin/embedtrain demo --seconds $(SECONDS) $(if $(KAFKA),--kafka) $(ARGS)
 
 test: $(STAMP)/dev $(STAMP)/java
-	$(PY) -m pytest --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
+	$(PY) -m pytest --numprocesses=$(WORKERS) --dist=loadfile --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
 
 chaos: $(STAMP)/dev $(STAMP)/java
 	PYTHONPATH=tests $(PY) tests/faults/chaos.py --kills $(KILLS) --seed $(SEED) $(ARGS)
