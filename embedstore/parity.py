@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from embedstore.client import RemoteStore
+from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Rows
 from embedstore.row_formats import as_row_format
 from embedstore.session import decoded_from
@@ -50,7 +51,11 @@ def compare(
     timeout_s: float,
     pause: Callable[[float], None] = time.sleep,
 ) -> Parity:
-    """Look at about ``num_rows`` random rows of the leaders until all are equal, or the time is over."""
+    """Look at about ``num_rows`` random rows of the leaders until all are equal, or the time is over.
+
+    :class:`InvalidArgumentError` for a ``follower`` that is none: a standby's address leads to its leaders themselves.
+    """
+    _check_follower(follower)
     spec = leaders.spec(table)
     row_format = _row_format(follower, table)
     ids = waiting = leaders.sample(table, num_rows)
@@ -85,6 +90,13 @@ def compare(
         largest,
         float(np.sqrt(errors / squares)) if squares else 0.0,
     )
+
+
+def _check_follower(follower: RemoteStore) -> None:
+    answer = follower.peers.call(0, "Topology", admin_pb2.TopologyRequest().SerializeToString())
+    address = follower.peers.address(0)
+    if not decoded_from(address, admin_pb2.TopologyResponse.FromString, answer).follower:
+        raise InvalidArgumentError("follower", f"must be a serving follower: {address} answers, a shard")
 
 
 def _row_format(follower: RemoteStore, table: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,3 +119,18 @@ def test_rows_that_have_overflowed_and_small_tables_are_compared_too(start: Call
     [row] = lines("--servers", leader.address, "--follower", follower.address)
     assert row["rows"] == row["equal"] > 0
     assert 0 <= row["error_l2"] < 0.01
+
+
+def test_nobody_is_compared_with_himself(start: Callable[..., Shard], tmp_path: Path) -> None:
+    """A standby, and a shard, lead whoever asks for rows to the shards."""
+    leader = start(tables=[TABLE])
+    standby = start(follow=[leader.address], standby=True, data=tmp_path)
+    with es.connect(leader.address) as store:
+        store.push({"items": (IDS[:50], np.ones((50, 33), np.float32))})
+    until_s = time.monotonic() + TIMEOUT_S
+    while not standby._serving.known_topology().addresses:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    for none in (standby, leader):
+        done = run(["doctor", "parity", "--servers", leader.address, "--follower", none.address])
+        assert (done.returncode, "must be a serving follower" in done.stderr) == (1, True), done.stderr
