@@ -37,7 +37,7 @@ from embedstore.errors import (
     StaleEpochError,
     UnavailableError,
 )
-from embedstore.peers import CHANNEL_OPTIONS, check_address
+from embedstore.peers import CHANNEL_OPTIONS, WORD_INTERVAL_S, check_address
 from embedstore.server.serving import Serving
 from embedstore.server.standby import Standby
 from embedstore.status import Topology, from_rpc_error, topology_from_proto, topology_to_proto
@@ -123,7 +123,12 @@ class Takeover:
     def _successor(self) -> Topology:
         """The present record with this process in its leader's place."""
         standby, leaders = self._standby, self._standby.leaders
-        if not leaders.complete or leaders.num_shards != standby.num_shards:
+        if leaders.complete and leaders.num_shards != standby.num_shards:
+            waits = f"{standby.address} stands by for shard {standby.shard} of {standby.num_shards}"
+            raise InvalidArgumentError(
+                "standby", f"{waits}, but there are {leaders.num_shards} now: all of them take over together, by reshard"
+            )
+        if not leaders.complete:
             known = f"{len(leaders.addresses)} of {leaders.num_shards}" if leaders.num_shards else "none"
             raise UnavailableError(standby.address, f"does not know all {standby.num_shards} leaders: {known}")
         named = _advertised(leaders.addresses, self._serving.credentials)
@@ -304,12 +309,18 @@ def resharded(
 
 
 def _synced(target: str, deadline_s: float, credentials: Credentials) -> admin_pb2.TopologyResponse:
+    word_s = time.monotonic() + WORD_INTERVAL_S
     while True:
         answer = _ask(target, max(deadline_s - time.monotonic(), TELL_TIMEOUT_S), credentials)
         if answer.synced or not answer.standby:
             return answer
-        if time.monotonic() >= deadline_s:
-            raise UnavailableError(target, "has not received everything that its leaders have")
+        problem = UnavailableError(target, "has not received everything that its leaders have; its log says why")
+        now_s = time.monotonic()
+        if now_s >= deadline_s:
+            raise problem
+        if now_s >= word_s:
+            word_s = now_s + WORD_INTERVAL_S
+            log.warning("%s; waiting on for %.0f s", problem, deadline_s - now_s)
         time.sleep(ASK_INTERVAL_S)
 
 

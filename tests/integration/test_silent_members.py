@@ -17,6 +17,7 @@ import embedstore as es
 from embedstore import peers
 from embedstore.cli import app
 from embedstore.errors import UnavailableError
+from embedstore.server import takeover
 
 COUNTS = es.TableSpec("counts", dim=1, optimizer=es.SGD(1.0), num_chunks=8)
 
@@ -68,6 +69,28 @@ def test_promote_says_what_to_do_without_a_leader(members: Members) -> None:
     assert "--force" in errors
     code, output, _ = run("shard", "promote", standby, "--force", "--json")
     assert code == 0 and json.loads(output)["address"] == standby
+
+
+def test_promote_sends_a_standby_of_another_number_of_shards_to_reshard(members: Members) -> None:
+    leaders = start_shards(members, 2, COUNTS)
+    standby, *_ = start_standbys(members, leaders, 3)
+    code, _, errors = run("shard", "promote", standby, "--timeout-s", "20")
+    assert code == 1 and errors.startswith("embedstore: standby: ")
+    assert "of 3, but there are 2 now" in errors and "reshard" in errors
+
+
+def test_reshard_says_whom_it_waits_for(
+    members: Members, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(takeover, "WORD_INTERVAL_S", 0.2)
+    leaders = start_shards(members, 2, COUNTS)
+    members.kill("old-1")
+    [standby] = start_standbys(members, leaders, 1)
+    with caplog.at_level(logging.WARNING, "embedstore"):
+        code, _, errors = run("shard", "reshard", "--servers", leaders[0], "--to", standby, "--timeout-s", "2")
+    assert code == 1 and errors.startswith(f"embedstore: {standby}: has not received everything")
+    assert all(said.startswith(f"{standby}: ") and "waiting on for" in said for said in caplog.messages)
+    assert 1 <= len(caplog.messages) <= 10
 
 
 def test_whoever_waits_for_a_shard_says_so(
