@@ -126,7 +126,7 @@ class Takeover:
         if leaders.complete and leaders.num_shards != standby.num_shards:
             waits = f"{standby.address} stands by for shard {standby.shard} of {standby.num_shards}"
             raise InvalidArgumentError(
-                "standby", f"{waits}, but there are {leaders.num_shards} now: all of them take over together, by reshard"
+                "standby", f"{waits}, but there are {leaders.num_shards} now: all take over together, by reshard"
             )
         if not leaders.complete:
             known = f"{len(leaders.addresses)} of {leaders.num_shards}" if leaders.num_shards else "none"
