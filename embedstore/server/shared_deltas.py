@@ -77,6 +77,8 @@ class SharedDeltas:
         if len(fresh.data) > self._bytes_max:
             return
         with self._lock:
+            if not self._wanted():  # any more, and everything has been forgotten
+                return
             old = self._kept.pop(key, None)
             self.bytes_kept += len(fresh.data) - (len(old.data) if old is not None else 0)
             self._kept[key] = fresh

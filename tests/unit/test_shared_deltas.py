@@ -129,3 +129,17 @@ def test_a_table_that_was_made_anew_is_sent_anew() -> None:
     assert new[0] == new[1]
     assert old[0] == old[1] != new[0]
     assert sum(delta_info(delta).num_rows for delta in new[0]) == 7
+
+
+def test_what_is_ready_when_the_last_but_one_has_left_is_not_kept() -> None:
+    leader = Leader()
+    leader.push()
+    asked: list[bool] = []
+
+    def wanted() -> bool:
+        asked.append(True)
+        return len(asked) == 1
+
+    leader.deltas = SharedDeltas(wanted)
+    sent(leader.feed())
+    assert leader.deltas.bytes_kept == 0
