@@ -27,6 +27,7 @@ from embedstore.errors import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
+from embedstore.server.metrics import Requests
 from embedstore.status import to_status
 
 log = logging.getLogger("embedstore.server")
@@ -37,6 +38,8 @@ _READ = frozenset(
 )
 _TRAIN = frozenset(["Push", "Assign", "Delete", "OpenStream", "PutDense", "CreateTable", "Checkpoint"])
 _OPEN = f"/{health.SERVICE_NAME}/"
+UNKNOWN_METHOD = "unknown"
+"""As a label: callers choose the names of methods that are not there."""
 _REFLECTION = "ServerReflectionInfo"
 _SHA256_CHARS = 64
 OPEN_CALLS_MAX = 32
@@ -109,10 +112,11 @@ def read_tokens(path: Path) -> dict[str, str]:
 
 
 class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses calls before anything of their request is read."""
+    """Refuses calls before anything of their request is read, and counts that in ``requests``."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, requests: Requests) -> None:
         self._tokens = tokens
+        self._requests = requests
         self._room = threading.BoundedSemaphore(OPEN_CALLS_MAX)
 
     def intercept_service(
@@ -127,6 +131,9 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
         try:
             self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
         except EmbedstoreError as error:
+            name = method.rpartition("/")[2]
+            known = name in _READ or name in self._requests.seconds
+            self._requests.refuse(name if known else UNKNOWN_METHOD, error)
             return _refusal(error)
         handler = continuation(handler_call_details)
         return handler

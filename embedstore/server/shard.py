@@ -172,7 +172,7 @@ class Shard:
         options = self.options
         server = grpc.server(
             self._pool,
-            interceptors=[TokenCheck(self._tokens)] if self._tokens is not None else [],
+            interceptors=[TokenCheck(self._tokens, self._measured)] if self._tokens is not None else [],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=self._calls_max,
         )

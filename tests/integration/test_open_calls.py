@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,6 +66,32 @@ def test_health_checks_whose_requests_never_come_hold_no_others_up(tmp_path: Pat
         watch: Any = channel.unary_stream(HEALTH + "Watch", None, None)(b"", timeout=10.0)
         assert next(watch) == b"\x08\x01"
         watch.cancel()
+
+
+def test_calls_that_are_refused_for_their_token_are_counted_by_methods_that_there_are(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(f'[tokens.a]\nrole = "read"\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\n')
+    shard = Shard(ShardOptions("127.0.0.1:0", tables=[TABLE], tokens=tokens, metrics_listen="127.0.0.1:0"))
+    shard.start()
+    try:
+        with grpc.insecure_channel(shard.address) as channel:
+            for path in ("/embedstore.v1.EmbeddingService/Push", *(f"/made.up/Name{i}" for i in range(20))):
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(path, None, None)(b"", timeout=10.0)
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(path, None, None)(
+                        b"", timeout=10.0, metadata=(("authorization", "Bearer secret"),)
+                    )
+        with urllib.request.urlopen(f"http://{shard.metrics_address}/metrics", timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if line.startswith("embedstore_refused")]
+    finally:
+        shard.stop()
+    assert sorted(line for line in lines if "_total" in line) == [
+        'embedstore_refused_requests_total{error="PermissionDeniedError",method="Push"} 1.0',
+        'embedstore_refused_requests_total{error="PermissionDeniedError",method="unknown"} 20.0',
+        'embedstore_refused_requests_total{error="UnauthenticatedError",method="Push"} 1.0',
+        'embedstore_refused_requests_total{error="UnauthenticatedError",method="unknown"} 20.0',
+    ]
 
 
 def _answers(check: Any) -> bool:
