@@ -3,7 +3,7 @@ The native core: one table's chunks, and batch operations on ids. Use embedstore
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import numpy.typing
@@ -25,6 +25,11 @@ def unique(ids: object) -> tuple[numpy.typing.NDArray[numpy.uint64], numpy.typin
     Distinct ids in order of first occurrence: uint64 [n] -> (uint64 [k], int64 [n] index of each id among them, uint32 [k] how often each occurs).
     """
 
+def repeated(ids: object, repeats_min: int) -> tuple[numpy.typing.NDArray[numpy.uint64], numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.uint32]] | None:
+    """
+    As unique; None when fewer than repeats_min (at least 1) of the ids repeat an earlier one.
+    """
+
 def split(ids: object, num_chunks: int, num_shards: int) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64]]:
     """
     Group ids by owning shard: (int64 [n] positions, stable within a shard; int64 [num_shards + 1] where each shard's begin). Shard i owns chunks [i*C//n, (i+1)*C//n).
@@ -32,6 +37,16 @@ def split(ids: object, num_chunks: int, num_shards: int) -> tuple[numpy.typing.N
 
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli) of the bytes."""
+
+def answer_pull(table: Table, request: bytes, ids_at: int, num_ids: int, head: bytes, width: int) -> bytes:
+    """
+    One bytes object from head and the rows of the ids that stand in request at ids_at, pulled straight into place; width: bytes of a number, 4 or 2. Large pulls, and those that must wait, do without the GIL.
+    """
+
+def rows_of(message: bytes, at: int, num_rows: int, dim: int, width: int) -> numpy.typing.NDArray[Any]:
+    """
+    Rows in a message as a writable array over its memory, which lives as long as the array. Only for a message that nobody else will ever look at.
+    """
 
 def gather_message(segments: list[bytes | tuple[object, object, object]]) -> bytes:
     """

@@ -17,7 +17,7 @@ from embedstore.interface import Rows, TablePush, as_array, as_ids, as_rows
 from embedstore.placement import split
 from embedstore.rules import is_finite
 from embedstore.spec import TableSpec
-from embedstore.wire import TablePart, TableRows, decode_pull_response, match_rows
+from embedstore.wire import TablePart, TableRows, decode_pull_response, dtype_code, match_rows, own_rows
 
 PAGE_BYTES = 32 << 20
 """Largest answer, and largest part of an assign, that one request asks for."""
@@ -37,17 +37,26 @@ class Piece(NamedTuple):
 Answer = tuple[Piece, TableRows]
 
 
-class Lookup:
-    """One table's part of a pull: unique ids, and how their rows become the answer."""
+def repeats_to_fold(num_ids: int) -> int:
+    """So many repeats among ids are worth asking for each id only once."""
+    return 1 + num_ids // 8
 
-    def __init__(self, index: int, spec: TableSpec, ids: Any) -> None:
+
+class Lookup:
+    """One table's part of a pull: ids to ask for, and how their rows become the answer.
+
+    Repeated ids are asked for once; a few are not worth a copy of all rows, and stay, unless they must be ``distinct``.
+    """
+
+    def __init__(self, index: int, spec: TableSpec, ids: Any, *, distinct: bool = False) -> None:
         self.spec = spec
         self.index = index
         self.ids = as_ids(ids, f"{spec.name}.ids")
-        unique, inverse, _ = _native.unique(self.ids)
-        self.repeats = len(unique) != len(self.ids)
-        self.unique = unique if self.repeats else self.ids
-        self._inverse = inverse
+        folded = _native.repeated(self.ids, 1 if distinct else repeats_to_fold(len(self.ids)))
+        self.repeats = folded is not None
+        self.unique, self._inverse = self.ids, self.ids
+        if folded is not None:
+            self.unique, self._inverse, _ = folded
 
     def pieces(self, bytes_per_row: int, num_shards: int) -> Iterator[Piece]:
         """The unique ids by shard, in pages whose answer stays within bounds."""
@@ -69,7 +78,9 @@ class Lookup:
         if len(pieces) == 1 and pieces[0][0].positions is None:
             [(_, rows)] = pieces
             assert rows is not None
-            return rows.take(self._inverse, axis=0) if self.repeats else rows.copy()
+            if self.repeats:
+                return rows.take(self._inverse, axis=0)
+            return rows if rows.flags.writeable else rows.copy()
         return self._spread(np.empty((len(self.unique), self.spec.dim), dtype), pieces)
 
     def meta(self, answers: Sequence[Answer], dtype: Any) -> Rows:
@@ -102,8 +113,17 @@ class Lookup:
         return values.take(self._inverse, axis=0) if self.repeats else values
 
 
+def fit_one_page(num_ids: int, bytes_per_row: int) -> bool:
+    """Whether there are ids, and one answer holds all their rows."""
+    return 0 < num_ids * (bytes_per_row + _META_BYTES) <= PAGE_BYTES
+
+
 def pages_of_lookups(lookups: Sequence[Lookup], dtype: Any, num_shards: int) -> list[tuple[int, list[Piece]]]:
     """All pieces of a pull, together in requests as far as their answers stay within bounds: (shard, pieces) each."""
+    if num_shards == 1 and len(lookups) == 1:
+        [lookup] = lookups
+        if fit_one_page(len(lookup.unique), 0 if dtype is None else lookup.spec.dim * dtype.itemsize):
+            return [(0, [Piece(lookup.index, 0, lookup.unique, None)])]
     pages: list[tuple[int, list[Piece]]] = []
     filling: dict[int, tuple[list[Piece], int]] = {}
     for lookup in lookups:
@@ -124,6 +144,12 @@ def read_pull(
 ) -> list[Answer]:
     """A shard's answer beside what was asked; :class:`InvalidArgumentError` when it does not fit."""
     if not meta and dtype is not None:
+        if len(pieces) == 1:
+            [piece] = pieces
+            spec = lookups[piece.table].spec
+            rows = own_rows(data, spec.name, len(piece.ids), spec.dim, dtype_code(dtype), dtype.itemsize)
+            if rows is not None:
+                return [(piece, TableRows(spec.name, spec.dim, rows, None))]
         expected = ((lookups[piece.table].spec.name, len(piece.ids), lookups[piece.table].spec.dim) for piece in pieces)
         matched = match_rows(data, expected, dtype)
         if matched is not None:
@@ -203,9 +229,10 @@ def check_finite(label: str, rows: np.ndarray, problem: str = "must be finite, r
 
 
 def _folded(part: TablePart) -> TablePart:
-    unique, inverse, occurrences = _native.unique(part.ids)
-    if len(unique) == len(part.ids):
+    repeated = _native.repeated(part.ids, 1)
+    if repeated is None:
         return part
+    unique, inverse, occurrences = repeated
     order = np.argsort(inverse, kind="stable")
     starts = np.concatenate(([0], np.cumsum(occurrences[:-1], dtype=np.int64)))
     counts = occurrences

@@ -19,7 +19,7 @@ from embedstore.batches import (
     check_finite,
     push_part,
 )
-from embedstore.cluster import Call, Cluster, Route, discover
+from embedstore.cluster import Cluster, discover
 from embedstore.credentials import Credentials
 from embedstore.degraded import OnUnavailable, check_on_unavailable
 from embedstore.errors import ReadOnlyError, StaleGenerationError, UnavailableError
@@ -40,6 +40,7 @@ from embedstore.interface import (
 from embedstore.origins import check_event_time, check_origins
 from embedstore.peers import Patience
 from embedstore.reads import RemoteReader
+from embedstore.routes import Call, Route
 from embedstore.row_cache import RowCache, check_cache
 from embedstore.session import decoded
 from embedstore.table_set import check_tables

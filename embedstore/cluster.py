@@ -13,138 +13,26 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
 from embedstore import discovery
 from embedstore.client_streams import ClientStreams
 from embedstore.credentials import PLAIN, Credentials
-from embedstore.errors import ClosedError, EmbedstoreError, StaleEpochError, UnavailableError, WrongShardError
+from embedstore.errors import ClosedError, EmbedstoreError, StaleEpochError, WrongShardError
 from embedstore.peers import Deadline, Patience, Peer, parse_addresses
-from embedstore.status import SILENT, Topology, from_rpc_error, is_refusal
+from embedstore.routes import Call, First, Plan, Reply, Route, Work, newer
+from embedstore.status import Topology
 
 log = logging.getLogger(__name__)
 
 SEARCH_S = 1.0
 """How long members may take to say which record they go by."""
 FORMER_MEMBERS_MAX = 64
-
-
-@dataclass(frozen=True)
-class Call:
-    """A request to shard ``shard`` that waits to be sent."""
-
-    shard: int
-    method: str
-    request: bytes
-
-
-class Route:
-    """One record and the connections to its shards, in order; it never changes. ``streams`` are the same as long as the
-    number of shards is."""
-
-    def __init__(self, topology: Topology, peers: Sequence[Peer], streams: ClientStreams) -> None:
-        self.topology = topology
-        self.epoch = topology.epoch
-        self.peers = tuple(peers)
-        self.streams = streams
-        self.users = 0
-
-    def __len__(self) -> int:
-        return len(self.peers)
-
-    def address(self, shard: int) -> str:
-        """Where shard ``shard`` is."""
-        return self.peers[shard].address
-
-    def attempt(self, calls: Sequence[Call], waiting: Sequence[int], timeout_s: float) -> list[tuple[int, Any]]:
-        """Send the waiting ones of ``calls`` side by side; the answer or error of each, when all have one."""
-        *others, last = waiting
-        futures = []
-        for i in others:
-            call = calls[i]
-            futures.append((i, self.peers[call.shard].unary(call.method).future(call.request, timeout=timeout_s)))
-        call = calls[last]
-        try:
-            outcome = self.peers[call.shard].unary(call.method)(call.request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            outcome = error
-        return [*((i, future.exception() or future.result()) for i, future in futures), (last, outcome)]
-
-
-class Reply(NamedTuple):
-    """What became of a call at ``address``. ``moved``: nothing, because the number of shards is another by now;
-    ``doubtful``: an attempt got no answer, so that it may have been carried out."""
-
-    call: Call
-    address: str
-    outcome: bytes | Exception
-    moved: bool
-    doubtful: bool
-
-
-Plan = Callable[[Route], Sequence[Call]]
-"""The calls over a route. Over two routes with as many shards it gives the same ones, except for the epoch."""
-
-
-class _Work:
-    """Calls under way. ``outcomes`` is None for those that wait."""
-
-    def __init__(self) -> None:
-        self.route: Route | None = None
-        self.calls: Sequence[Call] = ()
-        self.outcomes: list[bytes | Exception | None] = []
-        self.refusals: dict[int, Exception] = {}
-        self.doubtful: set[int] = set()
-
-    def over(self, route: Route, plan: Plan) -> None:
-        """Go on over this route."""
-        same = self.route is not None and self.route.streams is route.streams
-        self.route, self.calls = route, plan(route)
-        if not same:
-            self.outcomes = [None] * len(self.calls)
-            self.doubtful.clear()
-
-    @property
-    def waiting(self) -> list[int]:
-        return [i for i, outcome in enumerate(self.outcomes) if outcome is None]
-
-    def note(self, i: int, outcome: bytes | grpc.RpcError) -> None:
-        """Settle call ``i``, or let it wait for another attempt."""
-        if not isinstance(outcome, grpc.RpcError):
-            self.outcomes[i] = outcome
-            return
-        assert self.route is not None
-        address = self.route.address(self.calls[i].shard)
-        error = from_rpc_error(outcome, address)
-        if isinstance(error, UnavailableError) and error.address != address:
-            error = UnavailableError(address, f"{error.address}: {error.problem}")
-        silent = outcome.code() in SILENT
-        if silent and not is_refusal(outcome):
-            self.doubtful.add(i)
-        if silent or isinstance(error, StaleEpochError) or _newer(error, self.route):
-            self.refusals[i] = error
-        else:
-            self.outcomes[i] = error
-
-    def replies(self, closed: bool, moved: bool) -> list[Reply]:
-        return [self._reply(i, closed, moved) for i in range(len(self.calls))]
-
-    def _reply(self, i: int, closed: bool, moved: bool) -> Reply:
-        assert self.route is not None
-        address, outcome = self.route.address(self.calls[i].shard), self.outcomes[i]
-        waits = outcome is None
-        if outcome is None:
-            outcome = self.refusals.get(i) or UnavailableError(address, "was not asked")
-            if not isinstance(outcome, UnavailableError):
-                outcome = UnavailableError(address, str(outcome))
-        if closed and isinstance(outcome, UnavailableError):
-            outcome = ClosedError("the store is closed")
-        return Reply(self.calls[i], address, outcome, waits and moved, i in self.doubtful)
 
 
 class Cluster:
@@ -207,29 +95,62 @@ class Cluster:
             raise reply.outcome
         return reply.outcome
 
-    def ask(self, plan: Plan, deadline: Deadline | None = None, streams: ClientStreams | None = None) -> list[Reply]:
+    def attempt_first(self, shard: int, method: str, request: Callable[[Route], bytes | None]) -> First | None:
+        """A call's first attempt, for :meth:`ask` to go on with should it not have brought the answer; None: there is
+        no request for this route. Less work than all of :meth:`ask`, which is what small calls consist of."""
+        began_s = time.monotonic()
+        route = self._take()
+        try:
+            data = request(route)
+            if data is None:
+                return None
+            timeout_s = min(self.patience.timeout_s, self.patience.retry_s)
+            [(_, outcome)] = self._attempt(route, (Call(shard, method, data),), (0,), timeout_s)
+            return First(route, began_s, outcome)
+        finally:
+            self._leave(route)
+
+    def ask(
+        self,
+        plan: Plan,
+        deadline: Deadline | None = None,
+        streams: ClientStreams | None = None,
+        first: First | None = None,
+    ) -> list[Reply]:
         """The calls of ``plan`` side by side, each with its retries; returns when the last has its answer or its error.
 
         With ``streams``, only over routes that have these; replies are ``moved`` when there is none any more, and there
         are no replies when there was none from the beginning.
         """
         self.check_open()
-        deadline = deadline or Deadline(self.patience)
-        work = _Work()
+        deadline = deadline or Deadline(self.patience, first.began_s if first else None)
+        work = Work()
         while True:
-            with self.route() as route:
+            route = self._take()
+            try:
                 if streams is not None and route.streams is not streams:
                     return work.replies(self._closed.is_set(), moved=True)
                 work.over(route, plan)
-                if self._over(route, work, deadline) or deadline.passed:
+                if first is not None and first.route is route:
+                    done = self._over(route, work, deadline, [(0, first.outcome)])
+                else:
+                    done = self._over(route, work, deadline)
+                if done or deadline.passed:
                     return work.replies(self._closed.is_set(), moved=False)
+            finally:
+                self._leave(route)
 
-    def _over(self, route: Route, work: _Work, deadline: Deadline) -> bool:
-        """Attempts over one route; False: go on over another."""
-        while waiting := work.waiting:
-            for i, outcome in self._attempt(route, work.calls, waiting, deadline.attempt_s()):
+    def _over(
+        self, route: Route, work: Work, deadline: Deadline, outcomes: list[tuple[int, Any]] | None = None
+    ) -> bool:
+        """Attempts over one route, of which the first may have been made; False: go on over another."""
+        waiting: Sequence[int] = work.waiting
+        while waiting:
+            for i, outcome in outcomes or self._attempt(route, work.calls, waiting, deadline.attempt_s()):
                 work.note(i, outcome)
-            if not (waiting := work.waiting):
+            outcomes = None
+            waiting = work.waiting
+            if not waiting:
                 break
             self._learn(route, [work.refusals[i] for i in waiting], deadline)
             if route is not self._route:
@@ -238,6 +159,7 @@ class Cluster:
                 break
             if route is not self._route:
                 return False
+            waiting = work.waiting
         return True
 
     def _attempt(
@@ -259,7 +181,7 @@ class Cluster:
         while True:
             self.check_open()
             with self.route() as route:
-                work, arrived = _Work(), False
+                work, arrived = Work(), False
                 work.over(route, lambda route: [plan(route)])
                 [call] = work.calls
                 try:
@@ -285,17 +207,24 @@ class Cluster:
     @contextmanager
     def route(self) -> Iterator[Route]:
         """The route to take now; its connections stay open meanwhile."""
-        with self._lock:
-            route = self._route
-            route.users += 1
+        route = self._take()
         try:
             yield route
         finally:
-            with self._lock:
-                route.users -= 1
-                unused = self._forget_routes() if route is not self._route and not route.users else ()
-            for peer in unused:
-                peer.close()
+            self._leave(route)
+
+    def _take(self) -> Route:
+        with self._lock:
+            route = self._route
+            route.users += 1
+        return route
+
+    def _leave(self, route: Route) -> None:
+        with self._lock:
+            route.users -= 1
+            unused = self._forget_routes() if route is not self._route and not route.users else ()
+        for peer in unused:
+            peer.close()
 
     def adopt(self, record: Topology) -> bool:
         """Go by this record from now on, if it is complete and newer than the present one."""
@@ -332,7 +261,7 @@ class Cluster:
         for error in errors:
             if not isinstance(error, StaleEpochError | WrongShardError):
                 unclear = True
-            elif _newer(error, route):
+            elif newer(error, route):
                 unclear = not self.adopt(error.topology) or unclear
         if unclear and route is self._route:
             self._search(route, deadline.left_s(SEARCH_S))
@@ -359,13 +288,6 @@ class Cluster:
                     peer.close()
             if record is not None and record.epoch > route.epoch:
                 self.adopt(record)
-
-
-def _newer(error: Exception, route: Route) -> bool:
-    """Whether the error says that there is a newer record."""
-    if not isinstance(error, StaleEpochError | WrongShardError) or error.topology is None:
-        return False
-    return bool(error.topology.epoch > route.epoch)
 
 
 def discover(addresses: str | Iterable[str], patience: Patience, credentials: Credentials) -> Cluster:

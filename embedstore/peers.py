@@ -81,12 +81,14 @@ class Patience:
 
 
 class Deadline:
-    """The end of one call's patience, shared by all its attempts. Belongs to the thread that makes them."""
+    """The end of one call's patience, shared by all its attempts. Belongs to the thread that makes them. ``began_s``:
+    when it began, by the monotonic clock; now, if not given."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, began_s: float | None = None) -> None:
         self._patience = patience
-        self._ends_s = time.monotonic() + patience.retry_s
-        self._word_s = time.monotonic() + WORD_INTERVAL_S
+        began_s = time.monotonic() if began_s is None else began_s
+        self._ends_s = began_s + patience.retry_s
+        self._word_s = began_s + WORD_INTERVAL_S
         self._pauses = 0
 
     @property

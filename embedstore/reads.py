@@ -17,10 +17,12 @@ from embedstore.batches import (
     Answer,
     Lookup,
     Piece,
+    fit_one_page,
     pages_of_lookups,
     read_pull,
+    repeats_to_fold,
 )
-from embedstore.cluster import Call, Cluster, Plan, Reply, Route
+from embedstore.cluster import Cluster
 from embedstore.degraded import Defaults, OnUnavailable, Pulled
 from embedstore.errors import InvalidArgumentError, UnavailableError
 from embedstore.interface import (
@@ -32,12 +34,15 @@ from embedstore.interface import (
     StreamState,
 )
 from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk, shard_of_dense_set
+from embedstore.routes import Call, First, Plan, Reply, Route
 from embedstore.row_cache import RowCache
 from embedstore.session import Session, decoded, decoded_from, with_epoch
 from embedstore.table_set import check_tables
 from embedstore.v1 import admin_pb2, store_pb2
 
 _native.tune_allocator()
+
+_ID_DTYPES = (np.dtype(np.uint64), np.dtype(np.int64))
 
 
 class RemoteReader(Session):
@@ -68,27 +73,65 @@ class RemoteReader(Session):
         self, tables: Mapping[str, Ids], *, meta: bool = False, dtype: Any = np.float32
     ) -> Pulled[np.ndarray] | Pulled[Rows]:
         """See :class:`embedstore.interface.Reader`; ``dtype`` float16 halves what travels and what is returned."""
+        first = None
+        plain = not meta and self._cache is None and (dtype is np.float32 or dtype is np.float16)
+        if plain and type(tables) is dict and len(tables) == 1:
+            quick = self._pull_from_one(tables, dtype)
+            if isinstance(quick, Pulled):
+                return quick
+            first = quick
         wire.dtype_code(dtype)
         kind = np.dtype(dtype)
         check_tables(tables)
 
         def read() -> Pulled[Any]:
+            nonlocal first
+            began, first = first, None
             if self._cache is not None and not meta and kind == np.float32:
                 return self._read_through(self._cache, tables)
             lookups = self._lookups(tables)
-            answers, missing = self._look_up(lookups, kind, meta=meta, defaults=self._defaults)
-            values = {
-                lookup.spec.name: lookup.meta(found, kind) if meta else lookup.rows(found, kind)
-                for lookup, found in zip(lookups, answers, strict=True)
-            }
+            answers, missing = self._look_up(lookups, kind, meta=meta, defaults=self._defaults, first=began)
+            values: dict[str, Any] = {}
+            for lookup, found in zip(lookups, answers, strict=True):
+                values[lookup.spec.name] = lookup.meta(found, kind) if meta else lookup.rows(found, kind)
             unavailable = {lookups[i].spec.name: lookups[i].marked(pieces) for i, pieces in missing.items()}
             return Pulled(values, unavailable)
 
         return self.with_fresh_specs(list(tables), read)
 
+    def _pull_from_one(self, tables: Mapping[str, Ids], dtype: Any) -> Pulled[np.ndarray] | First | None:
+        """Rows of one table from the only shard, as far as one message goes and the first attempt brings it.
+
+        Otherwise that attempt, for the general way to go on with; None: it was not made. What the general way does for
+        each call costs more than a small pull itself.
+        """
+        [(name, ids)] = tables.items()
+        if type(ids) is not np.ndarray or ids.ndim != 1 or ids.dtype not in _ID_DTYPES or not ids.flags.c_contiguous:
+            return None
+        specs_epoch, spec = self._specs_epoch, self._specs.get(name)
+        width = 4 if dtype is np.float32 else 2
+        if spec is None or not fit_one_page(len(ids), spec.dim * width):
+            return None
+        folded = _native.repeated(ids.view(np.uint64), repeats_to_fold(len(ids)))
+        unique = ids if folded is None else folded[0]
+        code = wire.FLOAT32 if width == 4 else wire.FLOAT16
+
+        def request(route: Route) -> bytes | None:
+            if len(route.peers) != 1 or route.epoch != specs_epoch:
+                return None
+            return b"".join((wire.request_head(route.epoch, name, code, False, len(unique)), unique.data))
+
+        first = self.peers.attempt_first(0, "Pull", request)
+        if first is None or type(first.outcome) is not bytes:
+            return first
+        rows = wire.own_rows(first.outcome, name, len(unique), spec.dim, code, width)
+        if rows is None:
+            return first
+        return Pulled({name: rows if folded is None else rows.take(folded[1], axis=0)}, {})
+
     def _read_through(self, cache: RowCache, tables: Mapping[str, Ids]) -> Pulled[np.ndarray]:
         """A pull that asks only for what the cache does not have."""
-        lookups = self._lookups(tables)
+        lookups = self._lookups(tables, distinct=True)
         known = [cache.found(lookup.spec, lookup.unique) for lookup in lookups]
         asked_ms = cache.now_ms()
         missing = [np.flatnonzero(~found) for _, found in known]
@@ -123,12 +166,18 @@ class RemoteReader(Session):
 
         return self.with_fresh_specs([table], read)
 
-    def _lookups(self, tables: Mapping[str, Ids]) -> list[Lookup]:
+    def _lookups(self, tables: Mapping[str, Ids], *, distinct: bool = False) -> list[Lookup]:
         self.peers.check_open()
-        return [Lookup(i, self.spec(name), ids) for i, (name, ids) in enumerate(tables.items())]
+        return [Lookup(i, self.spec(name), ids, distinct=distinct) for i, (name, ids) in enumerate(tables.items())]
 
     def _look_up(
-        self, lookups: Sequence[Lookup], dtype: Any, *, meta: bool, defaults: Defaults | None = None
+        self,
+        lookups: Sequence[Lookup],
+        dtype: Any,
+        *,
+        meta: bool,
+        defaults: Defaults | None = None,
+        first: First | None = None,
     ) -> tuple[list[list[Answer]], dict[int, list[Piece]]]:
         """Each table's answers; and by table's index the pieces that got none, and read as ``defaults`` instead."""
         pages: list[tuple[int, list[Piece]]] = []
@@ -143,7 +192,7 @@ class RemoteReader(Session):
 
         answers: list[list[Answer]] = [[] for _ in lookups]
         missing: dict[int, list[Piece]] = {}
-        replies = self.replies(plan) if defaults is None else self._replies_but_for_silence(plan)
+        replies = self.replies(plan, first=first) if defaults is None else self._replies_but_for_silence(plan, first)
         for reply, (_, pieces) in zip(replies, pages, strict=True):
             if defaults is not None and isinstance(reply.outcome, UnavailableError):
                 for piece in pieces:
@@ -155,9 +204,9 @@ class RemoteReader(Session):
                 answers[piece.table].append((piece, answer))
         return answers, missing
 
-    def _replies_but_for_silence(self, plan: Plan) -> list[Reply]:
+    def _replies_but_for_silence(self, plan: Plan, first: First | None) -> list[Reply]:
         """As :meth:`replies`, and a shard that gives no answer is no error."""
-        replies = self.peers.ask(plan)
+        replies = self.peers.ask(plan, first=first)
         self.raise_worst([reply.outcome for reply in replies if not isinstance(reply.outcome, UnavailableError)])
         return replies
 

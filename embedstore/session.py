@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from embedstore.cluster import Call, Cluster, Plan, Reply, Route
+from embedstore.cluster import Cluster
 from embedstore.errors import (
     EmbedstoreError,
     GapError,
@@ -24,6 +24,7 @@ from embedstore.errors import (
 )
 from embedstore.interface import StreamState
 from embedstore.peers import Deadline, Patience
+from embedstore.routes import Call, First, Plan, Reply, Route
 from embedstore.spec import TableSpec
 from embedstore.status import Topology
 from embedstore.v1 import admin_pb2
@@ -123,10 +124,12 @@ class Session:
         """The same question to every shard; their answers in order."""
         return [decoded(reply, kind.FromString) for reply in self.replies(_to_all(method, request), patience)]
 
-    def replies(self, plan: Plan, patience: Patience | None = None) -> list[Reply]:
+    def replies(self, plan: Plan, patience: Patience | None = None, first: First | None = None) -> list[Reply]:
         """The answers to all calls of ``plan``, or the worst error."""
-        replies = self.peers.ask(plan, Deadline(patience) if patience else None)
-        self.raise_worst([reply.outcome for reply in replies])
+        replies = self.peers.ask(plan, Deadline(patience) if patience else None, first=first)
+        for reply in replies:
+            if not isinstance(reply.outcome, bytes):
+                self.raise_worst([reply.outcome for reply in replies])
         return replies
 
     def raise_worst(

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from embedstore.batches import CheckedPush, Keys
 from embedstore.client_streams import ClientStream
-from embedstore.cluster import Call, Reply, Route
 from embedstore.errors import LostUpdatesWarning, UnavailableError
 from embedstore.interface import Origin
 from embedstore.peers import Deadline
+from embedstore.routes import Call, Reply, Route
 from embedstore.session import Session, decoded
 
 P = TypeVar("P", CheckedPush, Keys)

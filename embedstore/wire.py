@@ -20,12 +20,17 @@ from embedstore.wire_columns import (
 from embedstore.wire_pull import (
     PullRequest,
     PullResponseWriter,
+    PullShape,
     TablePull,
     TableRows,
     decode_pull_request,
     decode_pull_response,
     encode_pull_request,
+    known_pull_request,
     match_rows,
+    own_rows,
+    request_head,
+    rows_head,
 )
 from embedstore.wire_push import PushRequest, TablePart, decode_push_request, encode_push_request
 
@@ -38,6 +43,7 @@ __all__ = [
     "TABLES_PER_CALL_MAX",
     "PullRequest",
     "PullResponseWriter",
+    "PullShape",
     "PushRequest",
     "TablePart",
     "TablePull",
@@ -48,5 +54,9 @@ __all__ = [
     "dtype_code",
     "encode_pull_request",
     "encode_push_request",
+    "known_pull_request",
     "match_rows",
+    "own_rows",
+    "request_head",
+    "rows_head",
 ]

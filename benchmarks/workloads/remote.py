@@ -58,7 +58,9 @@ def remote(settings: Settings) -> list[Line]:
         for in_flight in IN_FLIGHT:
             lines += _pulls(settings, pool, in_flight, ids, store, raw, redis)
             lines += _small_pulls(settings, pool, in_flight, ids, store, raw)
-        return [*lines, *_pushes(settings, ids, rows, store, raw)]
+        for in_flight in IN_FLIGHT:
+            lines += _pushes(settings, pool, in_flight, ids, rows, store, raw)
+        return lines
 
 
 @dataclass(frozen=True)
@@ -183,29 +185,36 @@ def _small_pulls(
     )
 
 
-def _pushes(settings: Settings, ids: np.ndarray, grads: np.ndarray, store: Any, raw: _Raw) -> list[Line]:
+def _pushes(
+    settings: Settings,
+    pool: ThreadPoolExecutor,
+    in_flight: int,
+    ids: np.ndarray,
+    grads: np.ndarray,
+    store: Any,
+    raw: _Raw,
+) -> list[Line]:
+    """One at a time with origins, whose order counts; several side by side without."""
     positions = count()
 
     def push(wanted: np.ndarray) -> None:
         at = next(positions)
-        store.push({"items": (wanted, grads)}, origins=[es.Origin(STREAM, at, at + 1)], event_time_ms=at)
+        origins = [es.Origin(STREAM, at, at + 1)] if in_flight == 1 else []
+        store.push({"items": (wanted, grads)}, origins=origins, event_time_ms=at)
 
     def contender(name: str, call: Callable[[np.ndarray], object], by_id: bool) -> Contender:
         def run(number: int) -> Figures:
             numbers = data.distinct_batches(settings, number)
             batches = [ids[batch] for batch in numbers] if by_id else numbers
-            begin = perf_counter()
-            for batch in batches:
-                call(batch)
-            return {"ns/row": (perf_counter() - begin) / sum(map(len, batches)) * 1e9}
+            return {"ns/row": _seconds(pool, in_flight, call, batches) / sum(map(len, batches)) * 1e9}
 
         return Contender(name, run)
 
     return race(
         settings,
         "remote",
-        f"push of {len(grads)} ids, Adagrad, 1 in flight",
-        [contender(f"{OURS}.push with origin", push, True)],
+        f"push of {len(grads)} ids, Adagrad, {in_flight} in flight",
+        [contender(f"{OURS}.push with{'' if in_flight == 1 else 'out'} origin", push, True)],
         [contender(f"{RAW} with known-row Adagrad", lambda numbers: raw.push(numbers, grads), False)],
         budgets={("ns/row", f"{RAW} with known-row Adagrad"): 1.3},
     )

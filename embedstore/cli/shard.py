@@ -12,12 +12,12 @@ from embedstore import freshness, messages
 from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, one_line_errors, show
 from embedstore.cli.sample import Followers, Sample, take
 from embedstore.client import RemoteStore
-from embedstore.cluster import Call, Reply
 from embedstore.credentials import Credentials
 from embedstore.errors import UnavailableError
 from embedstore.interface import StoreStats
 from embedstore.origins import is_client
 from embedstore.peers import check_address, parse_addresses
+from embedstore.routes import Call, Reply
 from embedstore.server.takeover import activate, resharded
 from embedstore.status import Topology
 from embedstore.v1 import admin_pb2

@@ -62,6 +62,26 @@ void Partition::sort_many(const uint64_t* ids, size_t count, unsigned chunk_bits
   }
 }
 
+size_t count_repeats(const uint64_t* ids, size_t count) {
+  thread_local Scratch<uint32_t> scratch;
+  size_t capacity = 16;
+  while (capacity < count * 2) capacity *= 2;
+  uint32_t* slots = scratch.sized(capacity);
+  std::fill_n(slots, capacity, Distinct::kEnd);
+  size_t repeats = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t id = load_once(ids + i);
+    size_t slot = mix64(id) & (capacity - 1);
+    while (slots[slot] != Distinct::kEnd && load_once(ids + slots[slot]) != id) slot = (slot + 1) & (capacity - 1);
+    if (slots[slot] == Distinct::kEnd) {
+      slots[slot] = static_cast<uint32_t>(i);
+    } else {
+      ++repeats;
+    }
+  }
+  return repeats;
+}
+
 void Distinct::build(const uint64_t* ids, size_t count) {
   size_ = 0;
   ids_.sized(count);

@@ -74,6 +74,10 @@ class Partition {
   Scratch<uint64_t> input_hashes_;
 };
 
+// How many of the ids are repeats of an earlier one. Needs much less memory at a time than Distinct. Throws
+// std::bad_alloc.
+size_t count_repeats(const uint64_t* ids, size_t count);
+
 // The distinct ids of a batch in order of first occurrence, and a chain of the occurrences of each.
 class Distinct {
  public:

@@ -72,6 +72,8 @@ void check(const Status& status, const NamedTable& table, const std::vector<Orig
       raise("CorruptDeltaError", table.name + ": delta " + status.problem);
     case Code::kDeltaGap:
       raise("DeltaGapError", table.name + ": delta " + status.problem);
+    case Code::kBusy:
+      raise("EmbedstoreError", table.name + ": " + status.problem);
     case Code::kNoMemory:
       throw std::bad_alloc();
   }

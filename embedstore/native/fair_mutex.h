@@ -18,7 +18,7 @@
 
 namespace embedstore {
 
-// What std::unique_lock and std::shared_lock need, without try_lock and time limits.
+// What std::unique_lock and std::shared_lock need, without time limits; only readers may try.
 class FairMutex {
  public:
   void lock() {
@@ -36,6 +36,7 @@ class FairMutex {
       mutex_.lock_shared();
     }
   }
+  bool try_lock_shared() { return writers_waiting_.load(std::memory_order_relaxed) == 0 && mutex_.try_lock_shared(); }
   void unlock_shared() { mutex_.unlock_shared(); }
 
  private:

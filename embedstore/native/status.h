@@ -16,6 +16,7 @@ enum class Code {
   kCorruptDelta,
   kDeltaGap,
   kNoMemory,
+  kBusy,  // somebody else holds a lock that was only to be tried
 };
 
 struct [[nodiscard]] Status {

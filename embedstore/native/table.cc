@@ -124,7 +124,7 @@ void Table::read_window(std::span<const Part> parts, const PullTarget& target, f
   });
 }
 
-Status Table::read(const uint64_t* ids, size_t count, const PullTarget& target, uint64_t& missed) const {
+Status Table::read(const uint64_t* ids, size_t count, const PullTarget& target, bool wait, uint64_t& missed) const {
   thread_local Partition partition;
   thread_local std::vector<Part> parts;
   thread_local std::vector<std::shared_lock<FairMutex>> locks;
@@ -138,7 +138,13 @@ Status Table::read(const uint64_t* ids, size_t count, const PullTarget& target, 
   for (size_t next = 0; next < groups.size();) {
     for (size_t items = 0; next < groups.size() && items < kWindowItems; ++next) {
       Chunk& chunk = *chunks_[groups[next].chunk - config_.chunk_begin];
-      locks.emplace_back(chunk.mutex);
+      if (wait) {
+        locks.emplace_back(chunk.mutex);
+      } else if (!locks.emplace_back(chunk.mutex, std::try_to_lock)) {
+        parts.clear();
+        locks.clear();
+        return {Code::kBusy, "", "a chunk is being changed"};
+      }
       parts.push_back(chunk.part(partition.items(groups[next])));
       items += parts.back().items.count;
     }
@@ -149,9 +155,17 @@ Status Table::read(const uint64_t* ids, size_t count, const PullTarget& target, 
   return {};
 }
 
-Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) const try {
+Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) const {
+  return counted_read(ids, count, target, true);
+}
+
+Status Table::try_pull(const uint64_t* ids, size_t count, const PullTarget& target) const {
+  return counted_read(ids, count, target, false);
+}
+
+Status Table::counted_read(const uint64_t* ids, size_t count, const PullTarget& target, bool wait) const try {
   uint64_t missed = 0;
-  if (Status s = read(ids, count, target, missed); !s.ok()) return s;
+  if (Status s = read(ids, count, target, wait, missed); !s.ok()) return s;
   pulled_rows_.fetch_add(count, std::memory_order_relaxed);
   missed_rows_.fetch_add(missed, std::memory_order_relaxed);
   return {};
@@ -161,7 +175,7 @@ Status Table::pull(const uint64_t* ids, size_t count, const PullTarget& target) 
 
 Status Table::peek(const uint64_t* ids, size_t count, const PullTarget& target) const try {
   uint64_t missed = 0;
-  return read(ids, count, target, missed);
+  return read(ids, count, target, true, missed);
 } catch (const std::bad_alloc&) {
   return Status::no_memory();
 }

@@ -118,6 +118,8 @@ class Table {
 
   // --- reads (table.cc)
   Status pull(const uint64_t* ids, size_t count, const PullTarget& target) const;
+  // As pull, but kBusy, with rows half written, rather than waiting for a chunk.
+  Status try_pull(const uint64_t* ids, size_t count, const PullTarget& target) const;
   // As pull, and no counter moves.
   Status peek(const uint64_t* ids, size_t count, const PullTarget& target) const;
   Status scan(uint32_t chunk, ScannedChunk& out) const;
@@ -162,7 +164,8 @@ class Table {
   Status check_delta(const DeltaView& delta) const;
   Watermarks shared_set(const WatermarkList& list);
   EventTimes limited(const int64_t* each, int64_t all, int64_t now_ms) const noexcept;
-  Status read(const uint64_t* ids, size_t count, const PullTarget& target, uint64_t& missed) const;
+  Status read(const uint64_t* ids, size_t count, const PullTarget& target, bool wait, uint64_t& missed) const;
+  Status counted_read(const uint64_t* ids, size_t count, const PullTarget& target, bool wait) const;
   void read_window(std::span<const Part> parts, const PullTarget& target, float* initial, uint64_t& missed) const;
 
   // Runs change(chunk, items, rows, ahead) under the lock of each chunk that the write concerns, where it has ids, and

@@ -8,9 +8,9 @@ else is a bug, goes to the log with its traceback, and reaches the client as a b
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any, NoReturn
 
 import grpc
@@ -32,19 +32,24 @@ class Guard:
 
     def __init__(self, topology: Callable[[], Topology], workers: int, requests: Requests | None = None) -> None:
         self._topology = topology
-        self._workers = threading.Semaphore(workers)
+        self._places: SimpleQueue[None] = SimpleQueue()  # a semaphore, but without Python code of its own
+        for _ in range(workers):
+            self._places.put(None)
         self._requests = requests or Requests()
 
     def raw(self, handle: Callable[[bytes], bytes], method: str = "") -> grpc.RpcMethodHandler[Any, Any]:
         """A unary method that reads and writes its own bytes."""
         method = method or _camel_case(handle.__name__)
-        seconds = self._requests.histogram(method)
+        seconds, places = self._requests.histogram(method), self._places
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
             began_s = time.perf_counter()
             try:
-                with self._workers:
+                places.get()
+                try:
                     return handle(data)
+                finally:
+                    places.put(None)
             except Exception as error:
                 self.refuse(error, context, method)
             finally:
@@ -61,15 +66,18 @@ class Guard:
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """A method with one request and many answers."""
         method = _camel_case(handle.__name__)
-        seconds = self._requests.histogram(method)
+        seconds, places = self._requests.histogram(method), self._places
 
         def call(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             began_s = time.perf_counter()
             try:
                 messages = handle(parse(kind, data))
                 while True:
-                    with self._workers:
+                    places.get()
+                    try:
                         message = next(messages, None)
+                    finally:
+                        places.put(None)
                     if message is None:
                         return
                     yield message.SerializeToString()

@@ -39,9 +39,12 @@ class Sampler:
 
     def served(self, store: TableSet, table: Table, ids: np.ndarray) -> None:
         """These have been pulled from this table, which may be gone by now."""
+        if len(ids) and self.is_due("pull", table.spec.name):
+            self.observe_served(store, table, ids)
+
+    def observe_served(self, store: TableSet, table: Table, ids: np.ndarray) -> None:
+        """The same of ids that are due to be looked at."""
         name = table.spec.name
-        if not len(ids) or not self._is_due("pull", name):
-            return
         seen = table.last_seen_s(ids[:IDS_MAX])
         now_ms = self._clock_ms()
         for seen_s in seen.tolist():
@@ -51,7 +54,7 @@ class Sampler:
         """Before a push: each table that is due, and some places of ids without a row in it."""
         found = {}
         for name, push in pushes.items():
-            if len(push.ids) and self._is_due("push", name):
+            if len(push.ids) and self.is_due("push", name):
                 first = np.asarray(push.ids[:IDS_MAX])
                 try:
                     table = store.table(name)
@@ -87,7 +90,8 @@ class Sampler:
                 Probe(name, int(id_), int(time_ms)) for id_, time_ms in zip(ids[there], each[there], strict=True)
             )
 
-    def _is_due(self, what: str, name: str) -> bool:
+    def is_due(self, what: str, name: str) -> bool:
+        """Whether to look at this "pull" or "push" of a table; then not again for a while."""
         now_s = self._monotonic_s()
         if now_s < self._due_s.get((what, name), 0.0):
             return False

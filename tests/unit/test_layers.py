@@ -26,6 +26,7 @@ LAYERS = (
         "client",
         "client_streams",
         "cluster",
+        "routes",
         "credentials",
         "degraded",
         "discovery",

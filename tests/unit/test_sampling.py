@@ -46,7 +46,7 @@ def test_tables_that_come_and_go_leave_nothing_behind() -> None:
     store = LocalStore(None, [SPEC])
     sampler = Sampler()
     for i in range(TABLES_MAX + 5):
-        sampler._is_due("pull", f"t{i}")
+        sampler.is_due("pull", f"t{i}")
     assert len(sampler._due_s) <= TABLES_MAX
     store.freshness.observe_ms(SERVED_ROW_AGE, "t", 1)
     store.create_table(es.TableSpec("u", dim=2))

@@ -278,6 +278,13 @@ def test_an_expected_answer_is_recognised_without_parsing_and_no_other(
         assert (got.table, got.dim) == (parsed.table, parsed.dim)
         assert got.rows is not None and got.rows.flags.aligned
         np.testing.assert_array_equal(got.rows, expected)
+    if len(sizes) == 1 and sizes[0][1]:
+        [(name, num_ids, dim)] = sizes
+        own = wire.own_rows(data, name, num_ids, dim, wire.dtype_code(dtype), dtype.itemsize)
+        assert own is not None
+        np.testing.assert_array_equal(own, sent[0])
+        for wrong in ((name + "x", num_ids, dim), (name, num_ids + 1, dim), (name, num_ids, dim + 1)):
+            assert wire.own_rows(data, *wrong, wire.dtype_code(dtype), dtype.itemsize) is None
     assert wire.match_rows(data + b"\0", sizes, dtype) is None
     assert wire.match_rows(data[:-1], sizes, dtype) is None or not data
     if sizes:
@@ -295,3 +302,22 @@ def test_requests_of_one_length_are_told_apart() -> None:
             got = wire.decode_pull_request(wire.encode_pull_request(epoch, [pull]))
             assert (got.epoch, got.tables[0].table, got.tables[0].dtype) == (epoch, pull.table, pull.dtype)
             np.testing.assert_array_equal(got.tables[0].ids, pull.ids)
+
+
+def test_a_known_request_is_known_by_everything_but_its_ids() -> None:
+    ids = np.arange(5, dtype=np.uint64)
+    data = wire.encode_pull_request(7, [wire.TablePull("known", ids, F16, False)])
+    wire.decode_pull_request(data)
+    shape = wire.known_pull_request(wire.encode_pull_request(7, [wire.TablePull("known", ids + 9, F16, False)]))
+    assert shape is not None and (shape.epoch, shape.table, shape.width, shape.num_ids) == (7, "known", 2, 5)
+    for other in (
+        wire.encode_pull_request(8, [wire.TablePull("known", ids, F16, False)]),
+        wire.encode_pull_request(7, [wire.TablePull("knowm", ids, F16, False)]),
+        wire.encode_pull_request(7, [wire.TablePull("known", ids, F32, False)]),
+        wire.encode_pull_request(7, [wire.TablePull("known", ids[:4], F16, False)]),
+    ):
+        assert wire.known_pull_request(other) is None
+    meta = wire.encode_pull_request(7, [wire.TablePull("known", ids, F16, True)])
+    wire.decode_pull_request(meta)
+    known = wire.known_pull_request(meta)
+    assert known is not None and not known.width
