@@ -305,8 +305,8 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         with self._lock:
             stuck = [(call, cut) for call, cut in self._calls.items() if call.sending_s() > stall_s]
         for call, cut in stuck:
-            call.end()
             cut()
+            self._forget(call)  # now: what a connection has begun to send may keep the thread until that is closed
 
     def Follow(  # noqa: N802
         self, request_iterator: Iterator[sync_pb2.FollowRequest], context: grpc.ServicerContext

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -17,6 +20,7 @@ import pytest
 
 import embedstore as es
 from embedstore.credentials import Credentials
+from embedstore.server.leader import Window
 from embedstore.server.options import ShardOptions
 from embedstore.server.security import OPEN_CALLS_MAX
 from embedstore.server.shard import Shard
@@ -101,3 +105,27 @@ def _answers(check: Any) -> bool:
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         return False
     return True
+
+
+def test_a_follower_whose_process_stands_still_loses_its_place() -> None:
+    """Its system takes bytes until its buffers are full, and answers nothing."""
+    table = es.TableSpec("t", dim=64, optimizer=es.SGD(1.0), num_chunks=4)
+    shard = Shard(ShardOptions("127.0.0.1:0", tables=[table], sync_interval_ms=10, drain_s=0.1))
+    shard.start()
+    serve = [sys.executable, "-m", "embedstore.cli", "serve", "--listen", "127.0.0.1:0", "--follow", shard.address]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout is not None
+            assert "serving follower" in follower.stdout.readline()
+            sync = shard._serving.sync()
+            sync._window = Window(stall_s=0.5)
+            follower.send_signal(signal.SIGSTOP)
+            deadline_s = time.monotonic() + 30.0
+            with es.connect(shard.address) as store:
+                while sync.followers:
+                    assert time.monotonic() < deadline_s
+                    store.push({"t": (np.arange(50_000, dtype=np.uint64), np.ones((50_000, 64), np.float32))})
+        finally:
+            follower.send_signal(signal.SIGCONT)
+            follower.terminate()
+            shard.stop()
