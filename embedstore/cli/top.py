@@ -43,7 +43,7 @@ def top(
 ) -> None:
     """Watch shards, followers and tables: rows, memory, pulls and pushes a second, lag. Ends with Ctrl-C.
 
-    With --json one object a line for every look, for programs.
+    With --json one object a line for every look, for programs. With --once exit code 1 when nobody answers.
     """
     with one_line_errors():
         if not 0 < interval_s <= INTERVAL_S_MAX:
@@ -66,6 +66,8 @@ def _watch(look: Callable[[], Sample], interval_s: float, *, once: bool, as_json
                 width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
                 Console(file=sys.stdout, width=width).print(_page(facts(before, now)))
             if once:
+                if not now.stats:
+                    raise typer.Exit(1)
                 return
             before = now
     with Live(_page(facts(before, before)), screen=sys.stdout.isatty(), auto_refresh=False) as live:
@@ -181,7 +183,9 @@ def _cell(column: str, value: Any) -> str:
         return _bytes(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if column.endswith("_s") else f"{value:,.3g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if column.endswith("_s") or value < 10 else f"{value:,.0f}"
 
 
 def _bytes(value: float) -> str:

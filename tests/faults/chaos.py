@@ -59,9 +59,10 @@ class Result:
         rows |= {f"starts after an end of its own: {kind}": n for kind, n in sorted(self.restarts.items())}
         rows |= {"events": self.events, "records set aside": self.set_aside, "replays": self.replays}
         rows |= {"lost": self.lost, "double": self.double, "otherwise wrong": len(self.other)}
-        rows |= {"seconds": round(self.seconds), "seed": self.seed}
+        rows |= {"seconds": round(self.seconds)}
         width = max(map(len, rows))
-        return "\n".join([f"{name:<{width}}  {value:>9,}" for name, value in rows.items()] + self.other)
+        lines = [f"{name:<{width}}  {value:>10,}" for name, value in rows.items()]
+        return "\n".join([*lines, f"{'seed':<{width}}  {self.seed:>10}", *self.other])
 
 
 class Chaos:

@@ -216,4 +216,5 @@ def test_a_process_that_is_gone_is_shown_as_gone(start: Callable[..., Shard]) ->
     assert [member.get("problem", "") == "" for member in facts["members"]] == [True, False]
     lag = run(["shard", "lag", "--servers", nobody])
     assert (lag.returncode, nobody in lag.stderr) == (1, True)
+    assert run(["top", "--once", "--interval-s", "0.1", "--servers", nobody]).returncode == 1
     assert "interval-s" in run(["top", "--interval-s", "0"]).stderr
