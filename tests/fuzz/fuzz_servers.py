@@ -142,6 +142,9 @@ class _Context:
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
+    def cancel(self) -> None:
+        self.end()
+
     def end(self) -> None:
         """What gRPC does when a call is over."""
         for callback in self._callbacks:
