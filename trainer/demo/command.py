@@ -33,9 +33,16 @@ def demo(
 ) -> None:
     """Two shards, a serving follower and a trainer learn from a live stream on this machine, for about a minute."""
     console = Console()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    options = DemoOptions(out.resolve(), seconds, rate, seed, kafka, kill_shard_at)
+    asked: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # An exception can get lost, in a destructor or a callback of a library: so it is remembered, too.
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    options = DemoOptions(out.resolve(), seconds, rate, seed, kafka, kill_shard_at, lambda: bool(asked))
     try:
         with make_view(console) as view:
             result = run(options, view)
@@ -46,7 +53,3 @@ def demo(
         sys.exit(f"embedtrain demo: {error}")
     console.print(summary_table(result))
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -58,7 +58,8 @@ before that, it gets twice the time."""
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to run. ``kill_shard_at_s``: SIGKILL shard 1 so many seconds into the stream."""
+    """What to run. ``kill_shard_at_s``: SIGKILL shard 1 so many seconds into the stream. ``interrupted`` is asked
+    all the time whether somebody wants the run to end."""
 
     out: Path
     seconds: float = 60.0
@@ -66,6 +67,7 @@ class DemoOptions:
     seed: int = 1
     kafka: bool = False
     kill_shard_at_s: float | None = None
+    interrupted: Callable[[], bool] = lambda: False
 
 
 def run(options: DemoOptions, view: View) -> DemoResult:
@@ -238,6 +240,8 @@ class _Demo:
         return self._fleet.returncode("trainer") == 0 or (self._options.kafka and self._learnt_s is not None)
 
     def _tend(self) -> None:
+        if self._options.interrupted():
+            raise KeyboardInterrupt
         now_s = time.time()
         elapsed_s = now_s - self._feed.start_s
         self._feed.check()
