@@ -7,6 +7,7 @@ the order of locks in :mod:`embedstore.store`.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,13 +39,14 @@ from embedstore.writing import WritableTables
 Durability = Literal["checkpoint", "sync"]
 
 
-class DurableTables(WritableTables):
+class DurableTables(WritableTables, ABC):
     """What :class:`embedstore.store.LocalStore` is made on; its parameters are told there. Any thread may call
     anything."""
 
     def __init__(
         self,
         path: str | Path | None,
+        tables: Sequence[TableSpec] = (),
         *,
         shard: int = 0,
         num_shards: int = 1,
@@ -68,6 +70,10 @@ class DurableTables(WritableTables):
             self._disk = Checkpointer(directory(path), shard, num_shards, keep=keep_checkpoints)
         try:
             self._recover(progress)
+            if not isinstance(tables, Sequence):
+                raise InvalidArgumentError("tables", f"must be a sequence of TableSpec, not {type(tables).__name__}")
+            for spec in tables:
+                self._ensure_table(spec)
         except BaseException:
             self._closed = True
             if self._disk is not None:
@@ -75,6 +81,10 @@ class DurableTables(WritableTables):
             raise
 
     # -- opening
+
+    @abstractmethod
+    def _ensure_table(self, spec: TableSpec) -> None:
+        """Have the table, as the store makes and alters them."""
 
     @property
     def num_shards(self) -> int:

@@ -11,7 +11,7 @@ Row writes are in :mod:`embedstore.writing`, the rules of streams, origins and g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from embedstore.interface import (
 )
 from embedstore.manifest import MANIFEST_NAME, dense_key, stream_key
 from embedstore.origins import Stream, is_client
-from embedstore.recovery import Recovery
 from embedstore.spec import TableSpec
 from embedstore.table import Table
 from embedstore.table_set import TableSet, wall_clock_ms
@@ -50,38 +49,6 @@ class LocalStore(DurableTables):
     succeeds. Pushes with origins never wait: their streams can be read again. ``keep_checkpoints``: how many stay
     readable. ``progress`` is told in the opening thread how far the recovery is; what it raises ends the opening.
     """
-
-    def __init__(
-        self,
-        path: str | Path | None,
-        tables: Sequence[TableSpec] = (),
-        *,
-        shard: int = 0,
-        num_shards: int = 1,
-        clock_ms: Callable[[], int] = wall_clock_ms,
-        durability: Durability = "checkpoint",
-        keep_checkpoints: int = 1,
-        progress: Callable[[Recovery], None] | None = None,
-    ) -> None:
-        super().__init__(
-            path,
-            shard=shard,
-            num_shards=num_shards,
-            clock_ms=clock_ms,
-            durability=durability,
-            keep_checkpoints=keep_checkpoints,
-            progress=progress,
-        )
-        try:
-            if not isinstance(tables, Sequence):
-                raise InvalidArgumentError("tables", f"must be a sequence of TableSpec, not {type(tables).__name__}")
-            for spec in tables:
-                self._ensure_table(spec)
-        except BaseException:
-            self._closed = True
-            if self._disk is not None:
-                self._disk.close()
-            raise
 
     def _ensure_table(self, spec: TableSpec) -> None:
         _check_spec("tables", spec)

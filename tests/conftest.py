@@ -6,8 +6,10 @@ from collections.abc import Generator
 
 import pytest
 from kafka_broker import kafka
+from members import members
+from shard_starter import start
 
-__all__ = ["kafka"]
+__all__ = ["kafka", "members", "start"]
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

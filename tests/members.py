@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from processes import Process, free_port
 
 import embedstore as es
@@ -35,6 +37,13 @@ class Members:
 
     def restart(self, name: str) -> None:
         self.running[name] = self._stack.enter_context(Process(*self._arguments[name]))
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> Iterator[Members]:
+    """None yet; they end with the test."""
+    with ExitStack() as stack:
+        yield Members(stack, tmp_path)
 
 
 def start_shards(members: Members, count: int, *tables: es.TableSpec) -> list[str]:

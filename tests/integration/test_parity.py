@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,12 @@ from processes import run
 import embedstore as es
 from embedstore.parity import compare
 from embedstore.placement import chunks_of_ids
-from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 
 TABLE = es.TableSpec("items", dim=33, optimizer=es.SGD(1.0), init=es.Normal(0.3, seed=1), num_chunks=16)
 IDS = np.arange(3000, dtype=np.uint64)
 TIMEOUT_S = 20.0
 ERROR_L2 = {"fp32": 0.0, "fp16": 0.0003, "int8": 0.0046, "int4": 0.079}
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Shard]]:
-    with ExitStack() as stack:
-
-        def shard(**options: Any) -> Shard:
-            server = Shard(ShardOptions(**{"listen": "127.0.0.1:0", "sync_interval_ms": 10, **options}))
-            server.start()
-            stack.callback(server.stop)
-            return server
-
-        yield shard
 
 
 def lines(*arguments: str, code: int = 0) -> list[dict[str, Any]]:

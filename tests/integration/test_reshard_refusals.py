@@ -24,12 +24,6 @@ TIMEOUT_S = 20.0
 
 
 @pytest.fixture
-def members(tmp_path: Path) -> Iterator[Members]:
-    with ExitStack() as stack:
-        yield Members(stack, tmp_path)
-
-
-@pytest.fixture
 def others(tmp_path: Path) -> Iterator[Members]:
     (tmp_path / "others").mkdir()
     with ExitStack() as stack:

@@ -38,20 +38,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-@pytest.fixture
-def shard() -> Iterator[Callable[..., Shard]]:
-    """Starts a process's server with these options."""
-    with ExitStack() as stack:
-
-        def start(**options: Any) -> Shard:
-            server = Shard(ShardOptions(**{"listen": "127.0.0.1:0", "sync_interval_ms": 10, **options}))
-            server.start()
-            stack.callback(server.stop)
-            return server
-
-        yield start
-
-
 class TokenFile:
     """Tokens of all roles, as the server's file and as a file for each caller."""
 
@@ -86,17 +72,17 @@ def connect(address: str, credentials: Credentials, **options: Any) -> Any:
 
 
 def test_everything_works_over_mtls_with_tokens(
-    shard: Callable[..., Shard], authority: Authority, tokens: TokenFile, tmp_path: Path
+    start: Callable[..., Shard], authority: Authority, tokens: TokenFile, tmp_path: Path
 ) -> None:
     own: dict[str, Any] = {
         "credentials": authority.credentials("server", token_file=tokens.of("admin")),
         "mtls": True,
         "tokens": tokens.path,
     }
-    leader = shard(tables=[TABLE], data=tmp_path / "shard", **own)
-    follower = shard(follow=[leader.address], **own)
-    chained = shard(follow=[follower.address], rows="fp16", **own)
-    standby = shard(follow=[leader.address], standby=True, data=tmp_path / "standby", **own)
+    leader = start(tables=[TABLE], data=tmp_path / "shard", **own)
+    follower = start(follow=[leader.address], **own)
+    chained = start(follow=[follower.address], rows="fp16", **own)
+    standby = start(follow=[leader.address], standby=True, data=tmp_path / "standby", **own)
     trainer = authority.credentials("trainer", token_file=tokens.of("train"))
     with connect(leader.address, trainer) as store:
         store.create_table(replace(TABLE, name="u"))
@@ -117,9 +103,9 @@ def test_everything_works_over_mtls_with_tokens(
 
 
 def test_only_those_who_the_authority_knows_can_connect(
-    shard: Callable[..., Shard], authority: Authority, tmp_path: Path
+    start: Callable[..., Shard], authority: Authority, tmp_path: Path
 ) -> None:
-    server = shard(tables=[TABLE], credentials=authority.credentials("only-server"), mtls=True)
+    server = start(tables=[TABLE], credentials=authority.credentials("only-server"), mtls=True)
     stranger = Authority(tmp_path / "stranger")
     whole = authority.credentials("client")
     with connect(server.address, whole) as store:
@@ -136,13 +122,13 @@ def test_only_those_who_the_authority_knows_can_connect(
 
 
 def test_certificates_are_renewed_on_disk_without_a_restart(
-    shard: Callable[..., Shard], authority: Authority, tmp_path: Path
+    start: Callable[..., Shard], authority: Authority, tmp_path: Path
 ) -> None:
     other = Authority(tmp_path / "other")
     server_files, client_files = authority.credentials("renewed"), authority.credentials("renewed-client")
     assert server_files.tls_cert is not None
     assert server_files.tls_key is not None
-    first = shard(tables=[TABLE], credentials=server_files)
+    first = start(tables=[TABLE], credentials=server_files)
     with connect(first.address, client_files) as store:
         store.push({"t": (IDS, ONES)})
         new = other.credentials("server")
@@ -186,8 +172,8 @@ def every_method() -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("path", "method"), every_method(), ids=lambda value: str(value).rpartition("/")[2][:20])
-def test_each_method_needs_its_role(shard: Callable[..., Shard], tokens: TokenFile, path: str, method: Any) -> None:
-    server = shard(tables=[TABLE], tokens=tokens.path)
+def test_each_method_needs_its_role(start: Callable[..., Shard], tokens: TokenFile, path: str, method: Any) -> None:
+    server = start(tables=[TABLE], tokens=tokens.path)
     needed = ROLES.index(role_needed(path))
     for rank, role in enumerate((None, *ROLES), start=-1):
         credentials = Credentials(token_file=tokens.of(role)) if role else PLAIN
@@ -214,9 +200,9 @@ def _code(channel: grpc.Channel, path: str, method: Any) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def test_a_reader_cannot_stand_by(shard: Callable[..., Shard], tokens: TokenFile, tmp_path: Path) -> None:
-    leader = shard(tables=[TABLE], tokens=tokens.path)
-    standby = shard(
+def test_a_reader_cannot_stand_by(start: Callable[..., Shard], tokens: TokenFile, tmp_path: Path) -> None:
+    leader = start(tables=[TABLE], tokens=tokens.path)
+    standby = start(
         follow=[leader.address],
         standby=True,
         data=tmp_path / "standby",
@@ -229,8 +215,8 @@ def test_a_reader_cannot_stand_by(shard: Callable[..., Shard], tokens: TokenFile
         activate([standby.address], None, force=True, timeout_s=1.0)
 
 
-def test_tokens_change_without_a_restart(shard: Callable[..., Shard], tokens: TokenFile) -> None:
-    server = shard(tables=[TABLE], tokens=tokens.path)
+def test_tokens_change_without_a_restart(start: Callable[..., Shard], tokens: TokenFile) -> None:
+    server = start(tables=[TABLE], tokens=tokens.path)
     credentials = Credentials(token_file=tokens.of("read"))
     with connect(server.address, credentials) as store:
         store.pull({"t": IDS})
@@ -309,8 +295,8 @@ def test_the_environment_gives_credentials(authority: Authority) -> None:
     assert Credentials.from_environment(variables) == given
 
 
-def test_requests_that_never_come_keep_no_others_waiting(shard: Callable[..., Shard]) -> None:
-    server = shard(tables=[TABLE], workers=2)
+def test_requests_that_never_come_keep_no_others_waiting(start: Callable[..., Shard]) -> None:
+    server = start(tables=[TABLE], workers=2)
     over = threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -334,8 +320,8 @@ def test_requests_that_never_come_keep_no_others_waiting(shard: Callable[..., Sh
             call.cancel()
 
 
-def test_an_oversized_request_is_refused_and_others_go_on(shard: Callable[..., Shard]) -> None:
-    server = shard(tables=[TABLE])
+def test_an_oversized_request_is_refused_and_others_go_on(start: Callable[..., Shard]) -> None:
+    server = start(tables=[TABLE])
     with grpc.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)]) as channel:
         pull = channel.unary_unary("/embedstore.v1.EmbeddingService/Pull", None, None)
         with pytest.raises(grpc.RpcError) as caught:
@@ -344,12 +330,12 @@ def test_an_oversized_request_is_refused_and_others_go_on(shard: Callable[..., S
         assert pull(b"", timeout=TIMEOUT_S) == b""
 
 
-def test_a_token_that_was_made_opens_the_door(shard: Callable[..., Shard], tmp_path: Path) -> None:
+def test_a_token_that_was_made_opens_the_door(start: Callable[..., Shard], tmp_path: Path) -> None:
     tokens, out = tmp_path / "tokens.toml", tmp_path / "ranker.token"
     made = ("token", "ranker", "--role", "read", "--tokens", str(tokens), "--out", str(out))
     assert run(made).returncode == 0
     assert out.stat().st_mode & 0o777 == 0o600
-    server = shard(tables=[TABLE], tokens=tokens)
+    server = start(tables=[TABLE], tokens=tokens)
     with connect(server.address, Credentials(token_file=out)) as store:
         assert "t" in store.tables()
     admin = tmp_path / "admin.token"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 from processes import run
 
 import embedstore as es
@@ -21,24 +19,10 @@ from embedstore.cli.sample import Member, Sample, take
 from embedstore.cli.top import facts
 from embedstore.freshness import EVENT_TO_VISIBLE, Distribution
 from embedstore.interface import FollowerState, LeaderState
-from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 
 TABLE = es.TableSpec("items", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
 TIMEOUT_S = 20.0
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Shard]]:
-    with ExitStack() as stack:
-
-        def shard(**options: Any) -> Shard:
-            server = Shard(ShardOptions(**{"listen": "127.0.0.1:0", "sync_interval_ms": 10, **options}))
-            server.start()
-            stack.callback(server.stop)
-            return server
-
-        yield shard
 
 
 def strict(line: str) -> Any:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +17,6 @@ from embedstore.errors import UnavailableError
 from embedstore.server import takeover
 
 COUNTS = es.TableSpec("counts", dim=1, optimizer=es.SGD(1.0), num_chunks=8)
-
-
-@pytest.fixture
-def members(tmp_path: Path) -> Iterator[Members]:
-    with ExitStack() as stack:
-        yield Members(stack, tmp_path)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

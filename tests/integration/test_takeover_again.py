@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +19,6 @@ from embedstore.status import Topology
 IDS = np.arange(200, dtype=np.uint64)
 COUNTS = es.TableSpec("counts", dim=1, optimizer=es.SGD(1.0), num_chunks=8)
 TIMEOUT_S = 20.0
-
-
-@pytest.fixture
-def members(tmp_path: Path) -> Iterator[Members]:
-    with ExitStack() as stack:
-        yield Members(stack, tmp_path)
 
 
 def push(address: str, times: int = 1) -> None:
