@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from embedstore.errors import ClosedError, EmbedstoreError, InvalidArgumentError, UnavailableError
-from embedstore.peers import Deadline, Patience, Peer, parse_addresses
+from embedstore.credentials import Credentials
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
+from embedstore.peers import Deadline, Patience, Peer, Questions, parse_addresses
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import SILENT, Topology, from_rpc_error, topology_from_proto
+from embedstore.status import SILENT, Topology, topology_from_proto
 from embedstore.v1 import admin_pb2
 
 EPOCH_MAX = (1 << 63) - 1
+TOPOLOGY_REQUEST = admin_pb2.TopologyRequest().SerializeToString()
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +34,12 @@ class Answers(NamedTuple):
     found: dict[str, admin_pb2.TopologyResponse]
     silent: dict[str, Exception]
     failed: dict[str, Exception]
+
+    def of(self, address: str) -> admin_pb2.TopologyResponse:
+        """What this one said; raises why it did not."""
+        if address in self.found:
+            return self.found[address]
+        raise (self.silent | self.failed)[address]
 
 
 def is_complete(record: Topology) -> bool:
@@ -52,25 +61,29 @@ def newest(answers: Mapping[str, admin_pb2.TopologyResponse]) -> Topology | None
 
 def ask(peers: Mapping[str, Peer], timeout_s: float) -> Answers:
     """Ask these members side by side. :class:`ClosedError` when a channel was closed meanwhile."""
-    request = admin_pb2.TopologyRequest().SerializeToString()
+    questions = Questions(timeout_s)
+    for peer in peers.values():
+        questions.ask(peer, "Topology", TOPOLOGY_REQUEST)
+    outcomes = {answer.peer: answer.outcome for answer in questions.answers()}
     answers = Answers({}, {}, {})
-    try:
-        futures = {
-            address: peer.unary("Topology").future(request, timeout=timeout_s) for address, peer in peers.items()
-        }
-        outcomes = {address: future.exception() or future.result() for address, future in futures.items()}
-    except (ValueError, grpc.FutureCancelledError) as error:
-        raise ClosedError(str(error)) from error
-    for address, outcome in outcomes.items():
-        if isinstance(outcome, grpc.RpcError):
-            refused = answers.silent if outcome.code() in SILENT else answers.failed
-            refused[address] = from_rpc_error(outcome, address)
-            continue
-        try:
-            answers.found[address] = admin_pb2.TopologyResponse.FromString(outcome)
-        except DecodeError as error:
-            answers.failed[address] = EmbedstoreError(f"{address}: malformed answer: {error}")
+    for address, peer in peers.items():
+        outcome = outcomes[peer]
+        if isinstance(outcome, bytes):
+            try:
+                answers.found[address] = admin_pb2.TopologyResponse.FromString(outcome)
+            except DecodeError as error:
+                answers.failed[address] = EmbedstoreError(f"{address}: malformed answer: {error}")
+        else:
+            silent = isinstance(outcome, grpc.RpcError) and outcome.code() in SILENT
+            (answers.silent if silent else answers.failed)[address] = peer.explain(outcome)
     return answers
+
+
+def ask_at(addresses: Iterable[str], timeout_s: float, credentials: Credentials) -> Answers:
+    """Ask those at these addresses, over connections of their own."""
+    with ExitStack() as stack:
+        peers = {address: stack.enter_context(closing(Peer(address, credentials))) for address in addresses}
+        return ask(peers, timeout_s)
 
 
 def first_record(peers: Mapping[str, Peer], patience: Patience) -> Topology:

@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import grpc
 
 from embedstore.credentials import Credentials
-from embedstore.errors import InvalidArgumentError
+from embedstore.errors import ClosedError, InvalidArgumentError
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import METADATA_BYTES_MAX
+from embedstore.status import METADATA_BYTES_MAX, from_rpc_error
 from embedstore.wire import MESSAGE_BYTES_MAX
 
 CHANNEL_OPTIONS = (
@@ -163,11 +164,59 @@ class Peer:
         call: Any = self._line.channel.unary_stream(method_path(method), None, None)(request, timeout=timeout_s)
         return iter(call)
 
+    def explain(self, error: Exception) -> Exception:
+        """What a call that failed with ``error`` raises."""
+        return from_rpc_error(error, self.address) if isinstance(error, grpc.RpcError) else error
+
     def close(self) -> None:
         """Cancel what is in flight and let the connections go."""
         for line in (self._line, self._former):
             if line is not None:
                 line.channel.close()
+
+
+class Answer(NamedTuple):
+    """What came of a question: bytes, or why there are none, a :class:`grpc.RpcError` if the call failed."""
+
+    peer: Peer
+    method: str
+    outcome: bytes | Exception
+
+
+class Questions:
+    """Unary calls to many peers, side by side; all have ended after ``timeout_s``. ``waiting``: how many have not yet.
+    Belongs to one thread."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._ends_s = time.monotonic() + timeout_s
+        self._answered: SimpleQueue[tuple[Peer, str, Any]] = SimpleQueue()
+        self.waiting = 0
+
+    @property
+    def left_s(self) -> float:
+        """How much of the time is left."""
+        return max(self._ends_s - time.monotonic(), 0.0)
+
+    def ask(self, peer: Peer, method: str, request: bytes, timeout_s: float = float("inf")) -> None:
+        """Ask one more, also while answers are being read. :class:`ClosedError` for a peer that was closed."""
+        try:
+            call = peer.unary(method).future(request, timeout=min(timeout_s, self.left_s))
+        except ValueError as error:  # grpc's way to say that the channel was closed
+            raise ClosedError(str(error)) from error
+        self.waiting += 1
+        call.add_done_callback(lambda done: self._answered.put((peer, method, done)))
+
+    def answers(self) -> Iterator[Answer]:
+        """As they come, until everyone that was asked has answered or cannot any more. :class:`ClosedError` when a
+        peer was closed meanwhile."""
+        while self.waiting:
+            peer, method, done = self._answered.get()
+            self.waiting -= 1
+            try:
+                outcome = done.exception() or done.result()
+            except grpc.FutureCancelledError as error:
+                raise ClosedError(str(error)) from error
+            yield Answer(peer, method, outcome)
 
 
 def is_address(address: str) -> bool:

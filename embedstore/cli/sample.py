@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-import grpc
 import typer
+from google.protobuf.message import DecodeError
 
 from embedstore import discovery, messages
 from embedstore.credentials import Credentials
+from embedstore.errors import EmbedstoreError, InvalidArgumentError
 from embedstore.interface import StoreStats
-from embedstore.peers import Peer, is_nowhere, parse_addresses
-from embedstore.status import from_rpc_error
+from embedstore.peers import Peer, Questions, is_address, is_nowhere, parse_addresses
+from embedstore.placement import NUM_SHARDS_MAX
+from embedstore.status import Topology, topology_from_proto
 from embedstore.v1 import admin_pb2
+
+_UNKNOWN = Topology(0, (), 0)
+_STATS_REQUEST = admin_pb2.StatsRequest().SerializeToString()
 
 Followers = Annotated[
     str, typer.Option("--followers", envvar="EMBEDSTORE_FOLLOWERS", help="Followers to ask, too: host:port,host:port.")
@@ -25,8 +30,9 @@ Followers = Annotated[
 
 @dataclass(frozen=True)
 class Member:
-    """One process and what it said. ``role``: shard i/n, follower, standby i/n, or fenced i/n; ``problem``: why there
-    are no ``stats``."""
+    """One process and what it said. ``role``: shard i/n, follower, standby i/n, fenced i/n (others have its place), or
+    replaced i/n (they have, and it does not know yet). ``problem``: why there are no ``stats``, or who has its place.
+    """
 
     address: str
     role: str
@@ -37,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Sample:
-    """What all said at ``at_s``, a monotonic time."""
+    """What all said when they were asked at ``at_s``, a monotonic time."""
 
     at_s: float
     members: tuple[Member, ...]
@@ -47,50 +53,129 @@ class Sample:
         """Of those that have some."""
         return [member.stats for member in self.members if member.stats is not None]
 
+    def links(self) -> list[dict[str, Any]]:
+        """Who follows whom, as leaders see it."""
+        return [
+            {
+                "leader": member.address,
+                "follower": each.peer,
+                "standby": each.standby,
+                "lag_s": each.lag_s,
+                "in_flight_bytes": each.in_flight_bytes,
+                "sent_bytes": each.sent_bytes,
+            }
+            for member in self.members
+            if member.stats is not None
+            for each in member.stats.follower_states
+        ]
+
 
 def take(servers: str, followers: str, timeout_s: float) -> Sample:
-    """Ask these and every shard that they know of. Whoever does not answer is a member with a problem."""
-    credentials = Credentials.from_environment()
+    """Ask these and every shard that they know of, all side by side, for ``timeout_s`` at most. Whoever does not answer
+    is a member with a problem."""
     given = parse_addresses(servers)
-    others = parse_addresses(followers) if followers else ()
-    peers: dict[str, Peer] = {}
-    with ExitStack() as stack:
+    given += parse_addresses(followers) if followers else ()
+    with _Look(timeout_s) as look:
+        look.at(given)
+        return look.sample(given)
 
-        def reach(addresses: Iterable[str]) -> dict[str, Peer]:
-            new = {address: Peer(address, credentials) for address in addresses if address not in peers}
-            for peer in new.values():
-                stack.callback(peer.close)
-            peers.update(new)
-            return new
 
-        first = discovery.ask(reach([*given, *others]), timeout_s)
-        records = [answer.topology for answer in first.found.values()]
-        newest = max(records, key=lambda record: record.epoch, default=admin_pb2.TopologyRecord())
-        more = discovery.ask(reach(newest.addresses), timeout_s)
-        found = first.found | more.found
-        problems = first.silent | first.failed | more.silent | more.failed
+class _Look:
+    """Asks processes, and those that they name, as answers come in."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._at_s = time.monotonic()
+        self._credentials = Credentials.from_environment()
+        self._questions = Questions(timeout_s)
+        self._connections = ExitStack()
+        self._asked: set[str] = set()
+        self._told: dict[str, admin_pb2.TopologyResponse] = {}
+        self._stats: dict[str, StoreStats] = {}
+        self._problems: dict[str, Exception] = {}
+        self._newest = _UNKNOWN
+
+    def __enter__(self) -> _Look:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connections.close()
+
+    def at(self, addresses: Iterable[str]) -> None:
+        """Ask those at these addresses; both questions at once, so that nobody waits for another's answer."""
+        for address in set(addresses) - self._asked:
+            self._asked.add(address)
+            try:
+                peer = self._connections.enter_context(closing(Peer(address, self._credentials)))
+            except InvalidArgumentError as error:  # of what is needed to reach this one
+                self._problems[address] = error
+                continue
+            self._questions.ask(peer, "Topology", discovery.TOPOLOGY_REQUEST)
+            self._questions.ask(peer, "Stats", _STATS_REQUEST)
+
+    def sample(self, given: Sequence[str]) -> Sample:
+        """What was answered, when all have answered or the time is over."""
+        for peer, method, outcome in self._questions.answers():
+            try:
+                if not isinstance(outcome, bytes):
+                    self._problems[peer.address] = peer.explain(outcome)
+                elif method == "Stats":
+                    stats = admin_pb2.StatsResponse.FromString(outcome)
+                    self._stats[peer.address] = messages.stats_from_proto(stats)
+                else:
+                    self._hear(peer.address, admin_pb2.TopologyResponse.FromString(outcome))
+            except DecodeError as error:
+                self._problems[peer.address] = EmbedstoreError(f"{peer.address}: malformed answer: {error}")
+        told = [
+            self._told[address] for address in [*given, *self._told] if address in self._told
+        ]  # not as they came in
+        self._newest = max(
+            map(_record, told), key=lambda record: (record.epoch, len(record.addresses)), default=_UNKNOWN
+        )
         # A process may be known by the address that it was started with and by another that somebody typed.
         named: dict[str, str] = {}
-        for address in dict.fromkeys([*newest.addresses, *given, *others]):
-            own = found[address].address if address in found else ""
+        for address in dict.fromkeys([*self._newest.addresses, *given]):
+            own = self._told[address].address if address in self._told else ""
             own = "" if is_nowhere(own) else own  # which many may say of themselves
             named.setdefault(own or address, address)
-        members = tuple(
-            _member(peers[each], found[each], timeout_s)
-            if each in found
-            else Member(each, "?", 0, None, str(problems[each]))
-            for each in named.values()
-        )
-        return Sample(time.monotonic(), members)
+        return Sample(self._at_s, tuple(self._member(address) for address in named.values()))
+
+    def _hear(self, address: str, told: admin_pb2.TopologyResponse) -> None:
+        self._told[address] = told
+        record = _record(told)
+        if record.epoch >= self._newest.epoch:
+            self._newest = record
+            self.at(record.addresses)
+
+    def _member(self, address: str) -> Member:
+        told, stats = self._told.get(address), self._stats.get(address)
+        problem = "" if stats is not None else str(self._problems.get(address, ""))
+        if told is None:
+            return Member(address, "?", 0, stats, problem)
+        epoch, place = told.topology.epoch, f"{told.shard}/{told.num_shards}"
+        if told.follower and not told.standby:
+            return Member(address, "follower", epoch, stats, problem)
+        if told.standby:
+            return Member(address, f"standby {place}", epoch, stats, problem)
+        here = {address, told.address} & set(self._newest.addresses)
+        if told.fenced or (epoch < self._newest.epoch and not here):
+            role = "fenced" if told.fenced else "replaced"
+            return Member(address, f"{role} {place}", epoch, stats, f"{address}: {self._replaced(told)}")
+        return Member(address, f"shard {place}", epoch, stats, problem)
+
+    def _replaced(self, told: admin_pb2.TopologyResponse) -> str:
+        """Who has the place of a process that others have taken it from."""
+        record = self._newest
+        if told.num_shards == record.num_shards == len(record.addresses):
+            now = f"shard {told.shard} is {record.addresses[told.shard]} now"
+        else:
+            now = f"there are {record.num_shards} shards now: {', '.join(record.addresses)}"
+        by = f"fenced by epoch {told.topology.epoch}" if told.fenced else f"does not know of epoch {record.epoch} yet"
+        return f"{by}, {now}"
 
 
-def _member(peer: Peer, told: admin_pb2.TopologyResponse, timeout_s: float) -> Member:
-    place = f"{told.shard}/{told.topology.num_shards}"
-    role = "standby" if told.standby else "follower" if told.follower else "fenced" if told.fenced else "shard"
-    role = role if role == "follower" else f"{role} {place}"
-    try:
-        answer = peer.unary("Stats")(admin_pb2.StatsRequest().SerializeToString(), timeout=timeout_s)
-    except grpc.RpcError as error:
-        return Member(peer.address, role, told.topology.epoch, None, str(from_rpc_error(error, peer.address)))
-    stats = messages.stats_from_proto(admin_pb2.StatsResponse.FromString(answer))
-    return Member(peer.address, role, told.topology.epoch, stats)
+def _record(told: admin_pb2.TopologyResponse) -> Topology:
+    """What an answer says of who the shards are; a follower's says nothing."""
+    if told.follower and not told.standby:
+        return _UNKNOWN
+    record = topology_from_proto(told.topology)
+    return record._replace(addresses=tuple(filter(is_address, record.addresses[:NUM_SHARDS_MAX])))

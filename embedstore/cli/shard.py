@@ -117,7 +117,7 @@ def lag(
         typer.echo(f"embedstore: {member.problem}", err=True)
     if len(silent) == len(sample.members):
         raise typer.Exit(1)
-    for rows, title in ((_times(sample), "times"), (_links(sample), "followers")):
+    for rows, title in ((_times(sample), "times"), (sample.links(), "followers")):
         if rows or not as_json:
             show(rows, as_json=as_json, title=title)
 
@@ -140,22 +140,6 @@ def _times(sample: Sample) -> list[dict[str, Any]]:
             "mean_s": each.total / max(each.num_values, 1),
         }
         for (measure, table), each in sorted(found.items(), key=lambda item: (place(item[0][0]), item[0][1]))
-    ]
-
-
-def _links(sample: Sample) -> list[dict[str, Any]]:
-    return [
-        {
-            "leader": member.address,
-            "follower": each.peer,
-            "standby": each.standby,
-            "lag_s": each.lag_s,
-            "in_flight_bytes": each.in_flight_bytes,
-            "sent_bytes": each.sent_bytes,
-        }
-        for member in sample.members
-        if member.stats is not None
-        for each in member.stats.follower_states
     ]
 
 

@@ -94,7 +94,7 @@ def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[s
     if stats is None:
         return {"address": member.address, "role": member.role, "epoch": member.epoch, "problem": member.problem}
     tables = stats.tables.values()
-    return {
+    shown = {
         "address": member.address,
         "role": member.role,
         "epoch": member.epoch,
@@ -107,6 +107,7 @@ def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[s
         "checkpoint_age_s": max(time.time() - stats.last_checkpoint_s, 0.0) if stats.last_checkpoint_s else None,
         "uptime_s": stats.uptime_s,
     }
+    return shown | ({"problem": member.problem} if member.problem else {})
 
 
 def _rate(now: StoreStats, before: StoreStats | None, counter: str, seconds: float, table: str | None = None) -> float:
@@ -141,12 +142,6 @@ def _tables(shards: list[StoreStats], before: list[StoreStats], seconds: float) 
 
 def _links(now: Sample) -> list[dict[str, Any]]:
     """Who follows whom: as leaders see it, and how fresh followers are."""
-    links = [
-        {"leader": member.address, "follower": each.peer, "standby": each.standby, "lag_s": each.lag_s}
-        for member in now.members
-        if member.stats is not None
-        for each in member.stats.follower_states
-    ]
     fresh: dict[tuple[str, str], dict[str, Any]] = {}
     for member in now.members:
         for (measure, table), found in member.stats.distributions.items() if member.stats else ():
@@ -154,7 +149,7 @@ def _links(now: Sample) -> list[dict[str, Any]]:
                 name = measure.removesuffix("_seconds")
                 row = fresh.setdefault((member.address, table), {"follower": member.address, "table": table})
                 row |= {f"{name}_p50_s": found.quantile(0.5), f"{name}_p99_s": found.quantile(0.99)}
-    return [*links, *fresh.values()]
+    return [*now.links(), *fresh.values()]
 
 
 def _page(shown: Mapping[str, Any]) -> Group:
@@ -179,7 +174,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    if column == "memory_bytes":
+    if column.endswith("_bytes"):
         return _bytes(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -12,15 +12,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import grpc
-
 from embedstore import discovery
 from embedstore.credentials import Credentials
 from embedstore.errors import InvalidArgumentError
-from embedstore.peers import CHANNEL_OPTIONS
+from embedstore.peers import Peer
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import SILENT, Topology, from_rpc_error
-from embedstore.v1 import admin_pb2, admin_pb2_grpc
+from embedstore.status import Topology
+from embedstore.v1 import admin_pb2
 
 FIRST_EPOCH = 1
 log = logging.getLogger(__name__)
@@ -49,8 +47,7 @@ class Members:
         self._given = tuple(addresses)
         self._credentials = credentials
         self._timeout_s = timeout_s
-        self._channels: dict[str, grpc.Channel] = {}
-        self._stamp = credentials.stamp()
+        self._peers: dict[str, Peer] = {}
         self._problems: dict[str, str] = {}
         self.leaders = Leaders()
 
@@ -67,8 +64,8 @@ class Members:
             waiting = [each for answer in shards for each in answer.topology.addresses if each]
         replaced = choose(self.leaders.replaced or Leaders(), _as_they_were(answers))
         self.leaders = replace(choose(self.leaders, answers), replaced=replaced if replaced.num_shards else None)
-        for address in [each for each in self._channels if each not in asked]:
-            self._channels.pop(address).close()
+        for address in [each for each in self._peers if each not in asked]:
+            self._peers.pop(address).close()
         self._problems = {address: each for address, each in self._problems.items() if address in asked}
         return self.leaders
 
@@ -78,31 +75,29 @@ class Members:
 
     def close(self) -> None:
         """Close all connections."""
-        for channel in self._channels.values():
-            channel.close()
-        self._channels.clear()
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
 
     def _ask(self, addresses: Sequence[str]) -> dict[str, admin_pb2.TopologyResponse]:
-        calls = {}
-        self._renew()
+        peers = {}
         for address in addresses:
             try:
-                if address not in self._channels:
-                    self._channels[address] = self._credentials.channel(address, CHANNEL_OPTIONS)
+                if address not in self._peers:
+                    self._peers[address] = Peer(address, self._credentials)
+                self._peers[address].renew()
             except InvalidArgumentError as error:  # which is as good as no answer
                 self._note(address, error)
                 continue
-            stub = admin_pb2_grpc.AdminServiceStub(self._channels[address])
-            calls[address] = stub.Topology.future(admin_pb2.TopologyRequest(), timeout=self._timeout_s)
-        answers = {}
-        for address, call in calls.items():
-            outcome = call.exception()
-            if outcome is None:
-                answers[address] = call.result()
-                self._problems.pop(address, None)
-            elif isinstance(outcome, grpc.RpcError):
-                self._note(address, from_rpc_error(outcome, address), told=outcome.code() not in SILENT)
-        return answers
+            peers[address] = self._peers[address]
+        answers = discovery.ask(peers, self._timeout_s)
+        for address in answers.found:
+            self._problems.pop(address, None)
+        for address, problem in answers.silent.items():
+            self._note(address, problem, told=False)
+        for address, problem in answers.failed.items():
+            self._note(address, problem)
+        return answers.found
 
     @property
     def problem(self) -> str:
@@ -114,13 +109,6 @@ class Members:
         if told and self._problems.get(address) != problem:
             log.error("%s does not say who the shards are: %s", address, problem)
         self._problems[address] = problem
-
-    def _renew(self) -> None:
-        """Certificates that were renewed need connections of their own."""
-        stamp = self._credentials.stamp()
-        if stamp != self._stamp:
-            self._stamp = stamp
-            self.close()
 
 
 def _as_they_were(answers: Mapping[str, admin_pb2.TopologyResponse]) -> dict[str, admin_pb2.TopologyResponse]:

@@ -20,12 +20,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from embedstore import discovery
 from embedstore.checkpoint import remove_store
 from embedstore.credentials import PLAIN, Credentials
 from embedstore.discovery import is_complete
@@ -37,14 +38,18 @@ from embedstore.errors import (
     StaleEpochError,
     UnavailableError,
 )
-from embedstore.peers import CHANNEL_OPTIONS, WORD_INTERVAL_S, check_address
+from embedstore.peers import WORD_INTERVAL_S, Peer, Questions, check_address
 from embedstore.server.serving import Serving
 from embedstore.server.standby import Standby
-from embedstore.status import Topology, from_rpc_error, topology_from_proto, topology_to_proto
+from embedstore.status import Topology, topology_from_proto, topology_to_proto
 from embedstore.store import LocalStore, is_store
-from embedstore.v1 import admin_pb2, admin_pb2_grpc
+from embedstore.v1 import admin_pb2
 
 TELL_TIMEOUT_S = 3.0
+TELL_ALL_TIMEOUT_S = 5.0
+"""Below the two times ``TELL_TIMEOUT_S`` for which :func:`activate` waits beyond what it was told."""
+
+TOLD_AT_ONCE = 128
 ASK_INTERVAL_S = 0.1
 TIMEOUT_S_MAX = 86_400.0
 log = logging.getLogger("embedstore.server")
@@ -187,9 +192,10 @@ class Takeover:
 
     def _check_leaders(self, record: Topology, addresses: Sequence[str], force: bool) -> None:
         """Raise what one of them would answer, before any is told: one that is told serves nobody any more."""
+        answers = discovery.ask_at(addresses, TELL_TIMEOUT_S, self._serving.credentials)
         for address in addresses:
             try:
-                answer = _ask(address, TELL_TIMEOUT_S, self._serving.credentials)
+                answer = answers.of(address)
                 known = topology_from_proto(answer.topology)
                 if not answer.ready:
                     raise UnavailableError(address, "is not ready yet")
@@ -245,32 +251,53 @@ def check_timeout(timeout_s: float) -> None:
 
 def reassign(address: str, record: Topology, credentials: Credentials = PLAIN) -> admin_pb2.ReassignResponse:
     """Tell the process at ``address`` of a record. Raises what it answers; :class:`UnavailableError` if it does not."""
-    with credentials.channel(address, CHANNEL_OPTIONS) as channel:
-        request = admin_pb2.ReassignRequest(topology=topology_to_proto(record))
+    with closing(Peer(address, credentials)) as peer:
         try:
-            answer: admin_pb2.ReassignResponse = admin_pb2_grpc.AdminServiceStub(channel).Reassign(
-                request, timeout=TELL_TIMEOUT_S
-            )
+            answer = peer.unary("Reassign")(_reassignment(record), timeout=TELL_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, address) from None
-    return answer
+            raise peer.explain(error) from None
+    return admin_pb2.ReassignResponse.FromString(answer)
 
 
 def tell(record: Topology, addresses: set[str], credentials: Credentials) -> None:
-    """Tell everyone, as far as they can be reached."""
-    for address in sorted(addresses):
-        try:
-            reassign(address, record, credentials)
-        except (EmbedstoreError, InvalidArgumentError) as error:
-            log.warning("%s has not heard of epoch %d yet: %s", address, record.epoch, error)
+    """Tell everyone, as far as they can be reached within ``TELL_ALL_TIMEOUT_S``: ``TOLD_AT_ONCE`` side by side."""
+    questions, request, waiting = Questions(TELL_ALL_TIMEOUT_S), _reassignment(record), sorted(addresses, reverse=True)
+
+    def tell_more(stack: ExitStack) -> None:
+        while waiting and questions.waiting < TOLD_AT_ONCE and questions.left_s > 0:
+            address = waiting.pop()
+            try:
+                peer = stack.enter_context(closing(Peer(address, credentials)))
+            except InvalidArgumentError as error:
+                missed(address, error)
+            else:
+                questions.ask(peer, "Reassign", request, TELL_TIMEOUT_S)
+
+    def missed(address: str, error: Exception) -> None:
+        log.warning("%s has not heard of epoch %d yet: %s", address, record.epoch, error)
+
+    with ExitStack() as stack:
+        tell_more(stack)
+        for peer, _, outcome in questions.answers():
+            peer.close()
+            if isinstance(outcome, Exception):
+                missed(peer.address, peer.explain(outcome))
+            tell_more(stack)
+    if waiting:
+        log.warning("%d more have not heard of epoch %d yet: there was no time for them", len(waiting), record.epoch)
+
+
+def _reassignment(record: Topology) -> bytes:
+    return admin_pb2.ReassignRequest(topology=topology_to_proto(record)).SerializeToString()
 
 
 def _advertised(addresses: Mapping[int, str], credentials: Credentials) -> dict[int, str]:
     """The addresses that the shards give as their own; one that does not answer keeps the one that is known."""
     named = dict(addresses)
+    answers = discovery.ask_at(addresses.values(), TELL_TIMEOUT_S, credentials)
     for shard, address in addresses.items():
         try:
-            named[shard] = _ask(address, TELL_TIMEOUT_S, credentials).address or address
+            named[shard] = answers.of(address).address or address
             check_address(f"advertise of {address}", named[shard])
         except UnavailableError as error:
             log.warning("%s", error)
@@ -292,7 +319,8 @@ def resharded(
     :class:`UnavailableError` names one that does not answer or is not complete in time.
     """
     check_timeout(timeout_s)
-    answers = [_ask(address, timeout_s, credentials) for address in servers]
+    asked = discovery.ask_at(servers, timeout_s, credentials)
+    answers = [asked.of(address) for address in servers]
     present = max((topology_from_proto(answer.topology) for answer in answers), key=lambda record: record.epoch)
     before = [topology_from_proto(answer.previous) for answer in answers if answer.HasField("previous")]
     deadline_s = time.monotonic() + timeout_s
@@ -311,7 +339,7 @@ def resharded(
 def _synced(target: str, deadline_s: float, credentials: Credentials) -> admin_pb2.TopologyResponse:
     word_s = time.monotonic() + WORD_INTERVAL_S
     while True:
-        answer = _ask(target, max(deadline_s - time.monotonic(), TELL_TIMEOUT_S), credentials)
+        answer = discovery.ask_at([target], max(deadline_s - time.monotonic(), TELL_TIMEOUT_S), credentials).of(target)
         if answer.synced or not answer.standby:
             return answer
         problem = UnavailableError(target, "has not received everything that its leaders have; its log says why")
@@ -339,24 +367,14 @@ def activate(
         topology=None if record is None else topology_to_proto(record), force=force, timeout_s=timeout_s
     )
     with ExitStack() as stack:
-        calls = []
+        questions = Questions(timeout_s + 2 * TELL_TIMEOUT_S)
         for address in standbys:
-            channel = stack.enter_context(credentials.channel(address, CHANNEL_OPTIONS))
-            stub = admin_pb2_grpc.AdminServiceStub(channel)
-            calls.append((address, stub.Activate.future(request, timeout=timeout_s + 2 * TELL_TIMEOUT_S)))
-        outcomes = [(address, call.exception(), call) for address, call in calls]
-        for address, error, _ in outcomes:
-            if error is not None:
-                raise from_rpc_error(error, address)
-        return [topology_from_proto(call.result().topology) for _, _, call in outcomes]
-
-
-def _ask(address: str, timeout_s: float, credentials: Credentials) -> admin_pb2.TopologyResponse:
-    with credentials.channel(address, CHANNEL_OPTIONS) as channel:
-        try:
-            answer: admin_pb2.TopologyResponse = admin_pb2_grpc.AdminServiceStub(channel).Topology(
-                admin_pb2.TopologyRequest(), timeout=timeout_s
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address) from None
-    return answer
+            peer = stack.enter_context(closing(Peer(address, credentials)))
+            questions.ask(peer, "Activate", request.SerializeToString())
+        outcomes = {peer.address: (peer, outcome) for peer, _, outcome in questions.answers()}
+    records = []
+    for peer, outcome in map(outcomes.__getitem__, standbys):
+        if isinstance(outcome, Exception):
+            raise peer.explain(outcome)
+        records.append(topology_from_proto(admin_pb2.ActivateResponse.FromString(outcome).topology))
+    return records

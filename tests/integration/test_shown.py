@@ -60,7 +60,7 @@ def test_numbers_that_json_does_not_have_are_null() -> None:
     told = sample()
     shown = strict(json_line(facts(told, told)))
     assert shown["members"][0]["age_s"] is None
-    for row in [*shard_command._times(told), *shard_command._links(told)]:
+    for row in [*shard_command._times(told), *told.links()]:
         strict(json_line(row))
 
 
