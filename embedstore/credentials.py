@@ -1,8 +1,9 @@
 """How a process shows who it is to servers, and knows them: TLS, a certificate of its own, a bearer token.
 
 Every connection of clients, followers and shards to other processes is opened by :meth:`Credentials.channel`. Files are
-read when a connection is opened, and a token at every call, so that what was renewed on disk is used without a restart.
-What cannot be read once it could, because it is being replaced, is told in the log, and the last that could counts.
+read when a connection is opened, a token when its file is another than at the last call, so that what was renewed on
+disk is used without a restart. What cannot be read once it could, because it is being replaced, is told in the log, and
+the last that could counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ipaddress
 import logging
 import os
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,6 +27,9 @@ AUTHORIZATION = "authorization"
 BEARER = "Bearer "
 _FILE_BYTES_MAX = 1 << 20
 _READS_MAX = 5
+_SETTLED_NS = 1_000_000_000
+"""A file that is younger may be written again without a sign of it, within one tick of the file system's clock."""
+
 _LOCAL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 """What is to stay within this machine goes by no proxy that the environment names."""
 
@@ -58,6 +63,7 @@ class Credentials:
     tls_name: str | None = None
     token_file: Path | None = None
     _last: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _settled: dict[Path, tuple[Stamp, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
@@ -90,13 +96,20 @@ class Credentials:
 
     def token(self) -> str:
         """The token, as the file has it now."""
+        assert self.token_file is not None
+        settled = self._settled.get(self.token_file)
+        if settled is not None and settled[0] == stamp_of(self.token_file):
+            return settled[1]
         return self._or_last("token", self._token)
 
     def _token(self) -> str:
         assert self.token_file is not None
+        stamp = stamp_of(self.token_file)  # before reading: then it is never newer than what was read
         token = read_file("token_file", self.token_file).decode("latin1").strip()
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise InvalidArgumentError("token_file", f"{self.token_file} must hold one token")
+        if time.time_ns() - stamp[0] > _SETTLED_NS:
+            self._settled[self.token_file] = stamp, token
         return token
 
     def _or_last(self, what: str, read: Callable[[], Read]) -> Read:

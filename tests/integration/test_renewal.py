@@ -17,6 +17,7 @@ import pytest
 from certificates import Authority
 
 import embedstore as es
+from embedstore import credentials
 from embedstore.credentials import Credentials, is_loopback
 from embedstore.server.members import Members
 from embedstore.server.options import ShardOptions
@@ -182,6 +183,43 @@ def test_a_callers_token_counts_while_its_file_is_replaced(tmp_path: Path) -> No
     file.write_bytes(b"\xff\xfetoken")
     with pytest.raises(es.InvalidArgumentError, match="one token"):
         es.connect(shard.address, credentials=Credentials(token_file=file))
+
+
+def test_a_token_is_read_again_only_when_its_file_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, read = list[Path](), credentials.read_file
+
+    def counted(field: str, path: Path) -> bytes:
+        reads.append(path)
+        return read(field, path)
+
+    monkeypatch.setattr(credentials, "read_file", counted)
+    file, new = tmp_path / "token", tmp_path / "new"
+
+    def settled(path: Path, content: str, age_s: float = 60.0) -> None:
+        path.write_text(content)
+        os.utime(path, (time.time() - age_s,) * 2)
+
+    settled(file, "one")
+    caller = Credentials(token_file=file)
+    assert {caller.token() for _ in range(100)} == {"one"}
+    assert len(reads) == 1
+    settled(new, "two")
+    os.replace(new, file)
+    assert {caller.token() for _ in range(100)} == {"two"}
+    assert len(reads) == 2
+    settled(file, "")
+    assert {caller.token() for _ in range(3)} == {"two"}
+    settled(file, "three")
+    assert {caller.token() for _ in range(100)} == {"three"}
+
+
+def test_a_token_that_is_written_twice_within_one_tick_counts(tmp_path: Path) -> None:
+    file, at_ns = tmp_path / "token", time.time_ns() + 10_000_000_000  # as young as can be, however slow this is
+    caller = Credentials(token_file=file)
+    for content in ("one", "two"):
+        file.write_text(content)
+        os.utime(file, ns=(at_ns, at_ns))
+        assert caller.token() == content
 
 
 def test_a_follower_is_told_at_once_what_is_wrong_with_its_files(tmp_path: Path) -> None:
