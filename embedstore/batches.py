@@ -164,6 +164,8 @@ def read_pull(
         if dtype is not None and (answer.rows is None or answer.rows.shape != (num_ids, spec.dim)):
             shape = None if answer.rows is None else answer.rows.shape
             raise InvalidArgumentError(f"{label}.rows", f"must have shape {(num_ids, spec.dim)}, not {shape}")
+        if dtype is not None and answer.rows is not None and answer.rows.dtype != dtype:
+            raise InvalidArgumentError(f"{label}.dtype", f"must be {dtype}, not {answer.rows.dtype}")
         if meta and (answer.meta is None or len(answer.meta.found) != num_ids):
             raise InvalidArgumentError(f"{label}.found", f"must have {num_ids} entries")
     return list(zip(pieces, answers, strict=True))

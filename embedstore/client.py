@@ -70,8 +70,8 @@ def connect(
     ``credentials``: TLS and token; those of the environment when not given
     (:meth:`embedstore.credentials.Credentials.from_environment`). ``on_unavailable="default"``: a pull whose patience
     with a shard has ended reads that shard's ids as the table's default, and says which (:class:`Pulled`).
-    ``max_age_ms``: keep rows that were pulled for so long, at most ``cache_rows_max`` (262,144) of each table, and
-    serve pulls from them; such a store only reads.
+    ``max_age_ms``: keep rows that were pulled for so long, at most ``cache_rows_max`` (262,144) of each table and
+    dtype, and serve pulls from them; such a store only reads.
     """
     check_on_unavailable(on_unavailable)
     cache = check_cache(max_age_ms, cache_rows_max)

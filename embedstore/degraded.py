@@ -37,8 +37,8 @@ class Defaults:
 
     def rows(self, spec: TableSpec, ids: np.ndarray, dtype: Any, *, meta: bool) -> TableRows:
         """As a shard that has none of them would answer."""
-        pulled = self._table(spec).pull_rows(ids)
-        embeddings = None if dtype is None else pulled.embeddings.astype(dtype, copy=False)
+        pulled = self._table(spec).pull_rows(ids, dtype=np.float32 if dtype is None else dtype)
+        embeddings = None if dtype is None else pulled.embeddings
         empty = np.empty((len(ids), 0), np.float32)
         known = Rows(empty, pulled.found, pulled.updates, pulled.first_seen_s, pulled.last_seen_s)
         return TableRows(spec.name, spec.dim, embeddings, known if meta else None)

@@ -32,6 +32,7 @@ from embedstore.interface import (
     Rows,
     StoreStats,
     StreamState,
+    as_row_dtype,
 )
 from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk, shard_of_dense_set
 from embedstore.routes import Call, First, Plan, Reply, Route
@@ -72,7 +73,7 @@ class RemoteReader(Session):
     def pull(
         self, tables: Mapping[str, Ids], *, meta: bool = False, dtype: Any = np.float32
     ) -> Pulled[np.ndarray] | Pulled[Rows]:
-        """See :class:`embedstore.interface.Reader`; ``dtype`` float16 halves what travels and what is returned."""
+        """See :class:`embedstore.interface.Reader`."""
         first = None
         plain = not meta and self._cache is None and (dtype is np.float32 or dtype is np.float16)
         if plain and type(tables) is dict and len(tables) == 1:
@@ -80,15 +81,14 @@ class RemoteReader(Session):
             if isinstance(quick, Pulled):
                 return quick
             first = quick
-        wire.dtype_code(dtype)
-        kind = np.dtype(dtype)
+        kind = as_row_dtype(dtype)
         check_tables(tables)
 
         def read() -> Pulled[Any]:
             nonlocal first
             began, first = first, None
-            if self._cache is not None and not meta and kind == np.float32:
-                return self._read_through(self._cache, tables)
+            if self._cache is not None and not meta:
+                return self._read_through(self._cache, tables, kind)
             lookups = self._lookups(tables)
             answers, missing = self._look_up(lookups, kind, meta=meta, defaults=self._defaults, first=began)
             values: dict[str, Any] = {}
@@ -129,10 +129,10 @@ class RemoteReader(Session):
             return first
         return Pulled({name: rows if folded is None else rows.take(folded[1], axis=0)}, {})
 
-    def _read_through(self, cache: RowCache, tables: Mapping[str, Ids]) -> Pulled[np.ndarray]:
+    def _read_through(self, cache: RowCache, tables: Mapping[str, Ids], dtype: np.dtype[Any]) -> Pulled[np.ndarray]:
         """A pull that asks only for what the cache does not have."""
         lookups = self._lookups(tables, distinct=True)
-        known = [cache.found(lookup.spec, lookup.unique) for lookup in lookups]
+        known = [cache.found(lookup.spec, lookup.unique, dtype) for lookup in lookups]
         asked_ms = cache.now_ms()
         missing = [np.flatnonzero(~found) for _, found in known]
         wanted = [i for i, places in enumerate(missing) if len(places)]
@@ -140,11 +140,10 @@ class RemoteReader(Session):
             Lookup(n, lookups[i].spec, np.ascontiguousarray(lookups[i].unique[missing[i]]))
             for n, i in enumerate(wanted)
         ]
-        float32 = np.dtype(np.float32)
-        answers, lost = self._look_up(asked, float32, meta=False, defaults=self._defaults) if asked else ([], {})
+        answers, lost = self._look_up(asked, dtype, meta=False, defaults=self._defaults) if asked else ([], {})
         unavailable = {}
         for n, i in enumerate(wanted):
-            lookup, (rows, _), fresh = lookups[i], known[i], asked[n].rows(answers[n], float32)
+            lookup, (rows, _), fresh = lookups[i], known[i], asked[n].rows(answers[n], dtype)
             rows[missing[i]] = fresh
             sure = np.ones(len(fresh), bool)
             if n in lost:

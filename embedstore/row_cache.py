@@ -3,7 +3,8 @@
 Two generations: rows come into the young one; every half ``max_age_ms`` it becomes the old one, and what was old is
 gone. So no row is served that came longer ago than ``max_age_ms``, without a time for each, and a row that is used all
 the time is asked for once in a while. Both generations are native tables, found and copied as fast as any; together
-they hold ``rows_max`` rows of each table. Usable from any thread.
+they hold ``rows_max`` rows of each table. Rows of float16 are kept apart from those of float32, at half the size, and
+have room of their own. Usable from any thread.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from embedstore.table import Table
 ROWS_MAX = 1 << 18
 AGE_MS_MAX = 3_600_000
 _CHUNKS = 64
+FLOAT32 = np.dtype(np.float32)
 
 
 class RowCache:
@@ -41,37 +43,39 @@ class RowCache:
         self._half_ms = max_age_ms / 2
         self._rows_max = rows_max
         self._monotonic_ms = monotonic_ms
-        self._tables: dict[str, _Generations] = {}
+        self._tables: dict[tuple[str, np.dtype[Any]], _Generations] = {}
         self._lock = threading.Lock()
 
-    def found(self, spec: TableSpec, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows float32 [n, dim] of distinct ids, and which are here, bool [n]; what is not is left undefined."""
-        return self._of(spec).found(ids)
+    def found(self, spec: TableSpec, ids: np.ndarray, dtype: np.dtype[Any] = FLOAT32) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [n, dim] of distinct ids, and which are here, bool [n]; what is not is left undefined."""
+        return self._of(spec, dtype).found(ids)
 
     def keep(self, spec: TableSpec, asked_ms: float, ids: np.ndarray, rows: np.ndarray) -> None:
         """These were answered to a question of that time, by :meth:`now_ms`."""
-        self._of(spec).keep(asked_ms, ids, rows)
+        self._of(spec, rows.dtype).keep(asked_ms, ids, rows)
 
     def now_ms(self) -> float:
         """The time to remember before asking."""
         return self._monotonic_ms()
 
-    def _of(self, spec: TableSpec) -> _Generations:
+    def _of(self, spec: TableSpec, dtype: np.dtype[Any] = FLOAT32) -> _Generations:
+        key = spec.name, dtype
         with self._lock:
-            known = self._tables.get(spec.name)
+            known = self._tables.get(key)
             now_ms = self._monotonic_ms()
             if known is None or known.spec != spec:
-                self._tables = {name: each for name, each in self._tables.items() if not each.is_past(now_ms)}
-                known = self._tables[spec.name] = _Generations(spec, self._half_ms, self._rows_max)
+                self._tables = {other: each for other, each in self._tables.items() if not each.is_past(now_ms)}
+                known = self._tables[key] = _Generations(spec, dtype, self._half_ms, self._rows_max)
             known.turn(now_ms)
             return known
 
 
 class _Generations:
-    """The young and the old rows of one table."""
+    """The young and the old rows of one table, in one dtype."""
 
-    def __init__(self, spec: TableSpec, half_ms: float, rows_max: int) -> None:
+    def __init__(self, spec: TableSpec, dtype: np.dtype[Any], half_ms: float, rows_max: int) -> None:
         self.spec = spec
+        self._dtype = dtype
         self._half_ms = half_ms
         self._rows_max = rows_max // 2
         self._kept = TableSpec(spec.name, spec.dim, optimizer=SGD(1.0), init=Zeros(), num_chunks=_CHUNKS)
@@ -97,10 +101,10 @@ class _Generations:
     def found(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             young, old = self._young, self._old
-        rows = young.pull_rows(ids)
+        rows = young.pull_rows(ids, dtype=self._dtype)
         missing = np.flatnonzero(~rows.found)
         if len(missing) and len(old):
-            older = old.pull_rows(ids[missing])
+            older = old.pull_rows(ids[missing], dtype=self._dtype)
             there = missing[older.found]
             rows.embeddings[there] = older.embeddings[older.found]
             rows.found[there] = True
@@ -119,7 +123,7 @@ class _Generations:
                 self._young.assign(ids[:room], rows[:room], now_ms=0)
 
     def _empty(self) -> Table:
-        return Table(self._kept, embeddings_only=True)
+        return Table(self._kept, embeddings_only=True, rows="fp32" if self._dtype == FLOAT32 else "fp16")
 
 
 def check_cache(max_age_ms: Any, rows_max: Any) -> RowCache | None:

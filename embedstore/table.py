@@ -18,12 +18,14 @@ from embedstore.deltas import DeltaInfo as DeltaInfo
 from embedstore.deltas import delta_info as delta_info
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import (
+    ROW_DTYPES,
     Ids,
     Origin,
     Rows,
     SweepResult,
     TableStats,
     as_ids,
+    as_row_dtype,
     as_rows,
     check_position,
     check_stream_name,
@@ -170,23 +172,21 @@ class Table:
         """Rows in the order of ``ids``: [n, dim] float32 or float16 (``out`` is filled when given). Changes nothing."""
         ids = as_ids(ids, self._label("ids"))
         if out is None:
-            if dtype not in (np.float32, np.float16):
-                raise InvalidArgumentError("dtype", f"must be float32 or float16, not {dtype!r}")
-            out = np.empty((len(ids), self._spec.dim), dtype)
+            out = np.empty((len(ids), self._spec.dim), dtype if dtype is np.float32 else as_row_dtype(dtype))
         elif (
             out.shape != (len(ids), self._spec.dim)
-            or out.dtype not in (np.float32, np.float16)
+            or out.dtype not in ROW_DTYPES
             or not (out.flags.c_contiguous and out.flags.writeable)
         ):
             raise InvalidArgumentError("out", f"must be writable contiguous float32 or float16 [{len(ids)}, dim]")
         self._native.pull(ids, out)
         return out
 
-    def pull_rows(self, ids: Ids) -> Rows:
-        """Rows with what is known of them."""
+    def pull_rows(self, ids: Ids, *, dtype: Any = np.float32) -> Rows:
+        """Rows, float32 or float16, with what is known of them."""
         ids = as_ids(ids, self._label("ids"))
         rows = Rows(
-            embeddings=np.empty((len(ids), self._spec.dim), np.float32),
+            embeddings=np.empty((len(ids), self._spec.dim), dtype if dtype is np.float32 else as_row_dtype(dtype)),
             found=np.empty(len(ids), np.bool_),
             updates=np.empty(len(ids), np.uint32),
             first_seen_s=np.empty(len(ids), np.int64),

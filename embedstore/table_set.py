@@ -16,7 +16,7 @@ import numpy as np
 
 from embedstore.errors import ClosedError, DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
 from embedstore.freshness import Freshness
-from embedstore.interface import DenseSet, Ids, LeaderState, Rows, StoreStats, StreamState, as_ids
+from embedstore.interface import DenseSet, Ids, LeaderState, Rows, StoreStats, StreamState, as_ids, as_row_dtype
 from embedstore.spec import TableSpec
 from embedstore.table import Table
 
@@ -51,15 +51,20 @@ class TableSet:
     # -- Reader
 
     @overload
-    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[False] = False) -> dict[str, np.ndarray]: ...
+    def pull(
+        self, tables: Mapping[str, Ids], *, meta: Literal[False] = False, dtype: Any = np.float32
+    ) -> dict[str, np.ndarray]: ...
     @overload
-    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True]) -> dict[str, Rows]: ...
-    def pull(self, tables: Mapping[str, Ids], *, meta: bool = False) -> dict[str, np.ndarray] | dict[str, Rows]:
+    def pull(self, tables: Mapping[str, Ids], *, meta: Literal[True], dtype: Any = np.float32) -> dict[str, Rows]: ...
+    def pull(
+        self, tables: Mapping[str, Ids], *, meta: bool = False, dtype: Any = np.float32
+    ) -> dict[str, np.ndarray] | dict[str, Rows]:
         """See :meth:`embedstore.interface.Reader.pull`."""
+        kind: Any = np.float32 if dtype is np.float32 else as_row_dtype(dtype)
         found = [(name, self.table(name), as_ids(ids, f"{name}.ids")) for name, ids in check_tables(tables).items()]
         if meta:
-            return {name: table.pull_rows(ids) for name, table, ids in found}
-        return {name: table.pull(ids) for name, table, ids in found}
+            return {name: table.pull_rows(ids, dtype=kind) for name, table, ids in found}
+        return {name: table.pull(ids, dtype=kind) for name, table, ids in found}
 
     def contains(self, table: str, ids: Ids) -> np.ndarray:
         """See :meth:`embedstore.interface.Reader.contains`."""

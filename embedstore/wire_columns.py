@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from embedstore.errors import InvalidArgumentError, LimitError
-from embedstore.interface import IDS_PER_CALL_MAX
+from embedstore.interface import IDS_PER_CALL_MAX, as_row_dtype
 from embedstore.protowire import Field, Writer, array_at
 
 MESSAGE_BYTES_MAX = 64 << 20
@@ -24,10 +24,7 @@ def dtype_code(dtype: Any) -> int:
     """The wire's number for a dtype of rows; None: no rows."""
     if dtype is None:
         return NONE
-    code = _CODES.get(np.dtype(dtype))
-    if code is None:
-        raise InvalidArgumentError("dtype", f"must be float32 or float16, not {np.dtype(dtype)}")
-    return code
+    return _CODES[as_row_dtype(dtype)]
 
 
 EMPTY_IDS = np.empty(0, np.dtype("<u8"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from embedstore.interface import (
     TableStats,
     as_array,
     as_ids,
+    as_row_dtype,
     as_rows,
     check_position,
     check_stream_name,
@@ -103,10 +104,13 @@ class ModelStore:
 
     # -- reading
 
-    def pull(self, tables: Mapping[str, Any], *, meta: bool = False) -> Any:
+    def pull(self, tables: Mapping[str, Any], *, meta: bool = False, dtype: Any = np.float32) -> Any:
+        kind = as_row_dtype(dtype)
         self._check_open()
         found = {name: (self._table(name), as_ids(ids, f"{name}.ids")) for name, ids in tables.items()}
         rows = {name: table.content.pull_rows(ids.tolist()) for name, (table, ids) in found.items()}
+        with np.errstate(over="ignore"):
+            rows = {name: replace(value, embeddings=value.embeddings.astype(kind)) for name, value in rows.items()}
         return rows if meta else {name: value.embeddings for name, value in rows.items()}
 
     def contains(self, table: str, ids: Any) -> np.ndarray:

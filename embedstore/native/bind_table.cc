@@ -114,13 +114,18 @@ void require_matrix(const NamedTable& table, const char* field, size_t rows, siz
                   "must have " + std::to_string(dim) + " columns, not " + std::to_string(columns));
 }
 
-void pull(const NamedTable& self, const IdArray& ids, const RowsOut& out) {
-  require_matrix(self, "out", out.shape(0), out.shape(1), ids.shape(0));
+PullTarget rows_target(const NamedTable& self, const char* field, const RowsOut& out, size_t count) {
+  require_matrix(self, field, out.shape(0), out.shape(1), count);
   const bool half = out.dtype() == nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
-  if (!half && out.dtype() != nb::dtype<float>()) raise_invalid(self.name + ".out", "must be float32 or float16");
+  if (!half && out.dtype() != nb::dtype<float>()) raise_invalid(self.name + "." + field, "must be float32 or float16");
   PullTarget target;
   target.rows = out.data();
   target.type = half ? RowType::kFloat16 : RowType::kFloat32;
+  return target;
+}
+
+void pull(const NamedTable& self, const IdArray& ids, const RowsOut& out) {
+  const PullTarget target = rows_target(self, "out", out, ids.shape(0));
   Status status;
   {
     nb::gil_scoped_release release;
@@ -129,17 +134,18 @@ void pull(const NamedTable& self, const IdArray& ids, const RowsOut& out) {
   check(status, self);
 }
 
-void pull_rows(const NamedTable& self, const IdArray& ids, const nb::ndarray<float, nb::ndim<2>, nb::c_contig>& rows,
-               const BoolOut& found, const Out<uint32_t>& updates, const Out<int64_t>& first_seen_s,
-               const Out<int64_t>& last_seen_s) {
+void pull_rows(const NamedTable& self, const IdArray& ids, const RowsOut& rows, const BoolOut& found,
+               const Out<uint32_t>& updates, const Out<int64_t>& first_seen_s, const Out<int64_t>& last_seen_s) {
   const size_t count = ids.shape(0);
-  require_matrix(self, "rows", rows.shape(0), rows.shape(1), count);
+  PullTarget target = rows_target(self, "rows", rows, count);
   require_length(self, "found", found.shape(0), count);
   require_length(self, "updates", updates.shape(0), count);
   require_length(self, "first_seen_s", first_seen_s.shape(0), count);
   require_length(self, "last_seen_s", last_seen_s.shape(0), count);
-  const PullTarget target{rows.data(),    RowType::kFloat32,   reinterpret_cast<uint8_t*>(found.data()),
-                          updates.data(), first_seen_s.data(), last_seen_s.data()};
+  target.found = reinterpret_cast<uint8_t*>(found.data());
+  target.updates = updates.data();
+  target.first_seen_s = first_seen_s.data();
+  target.last_seen_s = last_seen_s.data();
   Status status;
   {
     nb::gil_scoped_release release;

@@ -76,9 +76,10 @@ def merged(pulled: Sequence[Pulled]) -> Pulled:
     index = torch.from_numpy(where.astype(np.int64, copy=False)).to(device)
     with torch.no_grad():
         shape = (len(ids), distinct[0].rows.shape[1])
-        grad = torch.zeros(shape, device=device).index_add_(0, index, torch.cat([d.grad.to(device) for d in distinct]))
+        grad = torch.zeros(shape, device=device, dtype=torch.float32)
+        grad.index_add_(0, index, torch.cat([d.grad.to(device) for d in distinct]))
         values = torch.cat([one.rows[: len(one.ids)].to(device) for one in distinct])
-        rows = torch.empty(shape, device=device).index_copy_(0, index, values)
+        rows = torch.empty(shape, device=device, dtype=torch.float32).index_copy_(0, index, values)
     for one in distinct:
         one.forget()
     rows.requires_grad_(True)

@@ -16,6 +16,8 @@ from embedstore.errors import InvalidArgumentError, LimitError, TableNotFoundErr
 from embedstore.interface import IDS_PER_CALL_MAX, Reader, Store
 from embedstore.nn.gradients import Filed, Pulled
 
+RowDtype = type[np.float32] | type[np.float16]
+
 
 class _StoreRef:
     """A module's hold on its store: shared by copies of the module, refused by pickle."""
@@ -62,6 +64,10 @@ class TableModule(torch.nn.Module):
         """What ``repr`` shows."""
         return f"{self.table!r}, dim={self.embedding_dim}"
 
+    def _row_dtype(self) -> RowDtype:
+        """What to pull rows as, so that the output is what it would be of float32."""
+        return np.float32
+
     def _tracks(self) -> bool:
         return self.training and torch.is_grad_enabled() and self._ref.writable
 
@@ -82,7 +88,8 @@ class TableModule(torch.nn.Module):
         return rows, index.view(ids.shape).to(rows.device), zero_row
 
     def _pulled(self, wanted: np.ndarray, padded: bool) -> tuple[Pulled, np.ndarray]:
-        if self._prefetched is not None and self._prefetched.serves(self._like.device, self._tracks()):
+        dtype = self._row_dtype()
+        if self._prefetched is not None and self._prefetched.serves(self._like.device, dtype, self._tracks()):
             where = self._prefetched.find(wanted)
             if where is not None:
                 pulled = self._prefetched.pulled
@@ -92,17 +99,20 @@ class TableModule(torch.nn.Module):
         ids, where, counts = _native.unique(wanted)
         if self._filed.num_ids() + len(ids) > IDS_PER_CALL_MAX:
             raise LimitError("ids with a gradient before step", self._filed.num_ids() + len(ids), IDS_PER_CALL_MAX)
-        rows = self.store.pull({self.table: ids})[self.table] if len(ids) else np.empty((0, self.embedding_dim))
+        rows = np.empty((0, self.embedding_dim), dtype)
+        if len(ids):
+            rows = self.store.pull({self.table: ids}, dtype=dtype)[self.table]
         return self._track(ids, counts.astype(np.int64), rows, padded or not len(ids), shared=False), where
 
     def _track(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray, padded: bool, *, shared: bool) -> Pulled:
         device = self._like.device
-        rows = rows if rows.flags.writeable else rows.copy()
+        read = torch.from_numpy(rows if rows.flags.writeable else rows.copy()).to(device)
+        dtype = torch.float32 if self._tracks() else read.dtype  # gradients of equal ids are summed in the leaf's
         if padded:
-            leaf = torch.zeros((len(ids) + 1, self.embedding_dim), device=device)
-            leaf[: len(ids)] = torch.from_numpy(rows)
+            leaf = torch.zeros((len(ids) + 1, self.embedding_dim), device=device, dtype=dtype)
+            leaf[: len(ids)] = read
         else:
-            leaf = torch.from_numpy(rows).to(device)
+            leaf = read.to(dtype)
         pulled = Pulled(ids, counts, leaf, shared)
         if self._tracks():
             leaf.requires_grad_(True)
@@ -122,13 +132,17 @@ class Embedding(TableModule):
     """Rows of one table, like :class:`torch.nn.Embedding` without a size.
 
     ``store``: any store; a gradient is kept only over one that can be pushed to, in train mode, with grad enabled.
-    ``device`` and ``dtype`` (default float32) are those of the output and follow ``module.to(...)``; rows and their
-    gradients are float32 always. The module has no parameters and nothing in its ``state_dict``: the rows live in the
-    store. So clip with ``clip_grad_norm_(optimizer.parameters(), ...)``, of the `Optimizer`, not of the model.
-    ``copy.deepcopy`` gives a module over the same table; pickling is refused.
+    ``device`` and ``dtype`` (default float32) are those of the output and follow ``module.to(...)``; gradients are
+    float32 always. A module of float16 (``module.half()``) pulls float16, so that half the bytes travel from a remote
+    store, any other float32: the output is the same to the bit. The module has no parameters and nothing in its
+    ``state_dict``: the rows live in the store. So clip with ``clip_grad_norm_(optimizer.parameters(), ...)``, of the
+    `Optimizer`, not of the model. ``copy.deepcopy`` gives a module over the same table; pickling is refused.
 
     Raises TableNotFoundError.
     """
+
+    def _row_dtype(self) -> RowDtype:
+        return np.float16 if self._like.dtype == torch.float16 else np.float32
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of ``ids``: int64, any shape ``[...]`` and device -> ``[..., dim]``.
@@ -144,7 +158,8 @@ class Embedding(TableModule):
 class EmbeddingBag(TableModule):
     """Sums or means of bags of rows, like :class:`torch.nn.EmbeddingBag` without a size.
 
-    ``mode`` is "sum" or "mean" (over the bag's unmasked ids). An empty bag is zeros. All else as :class:`Embedding`.
+    ``mode`` is "sum" or "mean" (over the bag's unmasked ids). An empty bag is zeros. Rows are float32 until a
+    bag is whole, so they are pulled as such whatever ``dtype`` is. All else as :class:`Embedding`.
     """
 
     def __init__(
@@ -198,14 +213,17 @@ class EmbeddingBag(TableModule):
 
 
 class _Prefetched:
-    """Rows that forwards may read instead of pulling; the ids ascend."""
+    """Rows, pulled as ``dtype``, that forwards may read instead of pulling; the ids ascend."""
 
-    def __init__(self, pulled: Pulled) -> None:
+    def __init__(self, pulled: Pulled, dtype: RowDtype) -> None:
         self.pulled = pulled
+        self._dtype = dtype
 
-    def serves(self, device: torch.device, tracked: bool) -> bool:
-        """Whether a forward on ``device`` can use these rows, and send a gradient back when ``tracked``."""
-        return self.pulled.rows.device == device and (self.pulled.rows.requires_grad or not tracked)
+    def serves(self, device: torch.device, dtype: RowDtype, tracked: bool) -> bool:
+        """Whether a forward on ``device`` that would pull ``dtype`` can use these rows, and send a gradient back when
+        ``tracked``."""
+        exact = self._dtype is np.float32 or dtype is np.float16
+        return exact and self.pulled.rows.device == device and (self.pulled.rows.requires_grad or not tracked)
 
     def find(self, wanted: np.ndarray) -> np.ndarray | None:
         """Where each id is, or None when one is not there."""
@@ -224,8 +242,9 @@ def prefetch(reads: Mapping[Embedding | EmbeddingBag, torch.Tensor | Sequence[to
     """Pull the rows of several modules in one call (one round trip a shard); forwards inside the block use them.
 
     ``reads`` gives the ids that each module is going to be asked for, in any number of tensors; modules of one table
-    share their rows. A forward that asks for any other id pulls for itself. The rows are those of the block's start;
-    they are let go at its end, or at the next step of an optimizer.
+    share their rows, which are pulled as float16 when all modules are `Embedding` and of float16. A forward that asks
+    for any other id pulls for itself. The rows are those of the block's start; they are let go at its end, or at the
+    next step of an optimizer.
     """
     by_store: dict[int, dict[str, list[tuple[TableModule, np.ndarray]]]] = {}
     for module, tensors in reads.items():
@@ -236,15 +255,16 @@ def prefetch(reads: Mapping[Embedding | EmbeddingBag, torch.Tensor | Sequence[to
     for tables in by_store.values():
         wanted = {table: np.unique(np.concatenate([ids for _, ids in users])) for table, users in tables.items()}
         asked = {table: ids for table, ids in wanted.items() if len(ids)}
-        store = next(iter(tables.values()))[0][0].store
-        rows = store.pull(asked) if asked else {}
+        all_users = [user for users in tables.values() for user, _ in users]
+        dtype = np.float16 if all(user._row_dtype() is np.float16 for user in all_users) else np.float32
+        rows = all_users[0].store.pull(asked, dtype=dtype) if asked else {}
         for table, users in tables.items():
             first = next((user for user, _ in users if user._tracks()), users[0][0])
             ids = wanted[table]
-            found = rows.get(table, np.empty((0, first.embedding_dim), np.float32))
+            found = rows.get(table, np.empty((0, first.embedding_dim), dtype))
             pulled = first._track(ids, np.zeros(len(ids), np.int64), found, padded=True, shared=True)
             for user, _ in users:
-                user._prefetched = _Prefetched(pulled)
+                user._prefetched = _Prefetched(pulled, dtype)
     try:
         yield
     finally:

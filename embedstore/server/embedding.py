@@ -65,8 +65,8 @@ class EmbeddingService:
         for table, pull in found:
             dim, dtype = table.spec.dim, pull.dtype
             if pull.meta or dtype is None:
-                rows = table.pull_rows(pull.ids)
-                piece = rows.embeddings.astype(dtype, copy=False).tobytes() if dtype else b""
+                rows = table.pull_rows(pull.ids, dtype=dtype or np.float32)
+                piece = rows.embeddings.tobytes() if dtype else b""
                 writer.table(pull.table, dim, len(pull.ids), dtype, piece, rows)
             else:
                 writer.table(pull.table, dim, len(pull.ids), dtype, (table.native, pull.ids, dtype), None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from half_rows import bits
 from moving_shards import MovingShards
 
 import embedstore as es
@@ -16,12 +18,13 @@ from embedstore.placement import chunks_of_ids, shard_of_chunk
 
 ITEMS = es.TableSpec("items", 2, optimizer=es.SGD(1.0), init=es.Uniform(0.5, seed=3), on_miss="init", num_chunks=8)
 USERS = es.TableSpec("users", 1, optimizer=es.SGD(1.0), num_chunks=8)
+HUGE = es.TableSpec("huge", 1, init=es.Constant(1e30), on_miss="init", num_chunks=8)
 IDS = np.array([5, 9, 5, *range(40), 9], np.uint64)
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Iterator[MovingShards]:
-    with MovingShards(tmp_path, 2, tables=(ITEMS, USERS)) as moving:
+    with MovingShards(tmp_path, 2, tables=(ITEMS, USERS, HUGE)) as moving:
         with es.connect(moving.addresses) as store:
             unique = np.arange(40, dtype=np.uint64)
             for name, dim in (("items", 2), ("users", 1)):
@@ -65,6 +68,24 @@ def test_the_ids_of_a_shard_that_is_gone_read_as_default_and_are_named(shards: M
         while (again := store.pull({"items": IDS, "users": IDS})).unavailable:
             assert time.monotonic() < deadline_s
         np.testing.assert_array_equal(again["items"], whole["items"])
+
+
+def test_defaults_are_rounded_as_the_shards_round_them(shards: MovingShards) -> None:
+    with es.open(None, [ITEMS, HUGE]) as empty, reader(shards) as store:
+        whole = store.pull({"items": IDS}, dtype=np.float16)["items"]
+        store.tables()
+        shards.shards[1].stop()
+        lost = of_shard(1)
+        asked = {"items": IDS, "huge": IDS}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            part, known = (store.pull(asked, dtype=np.float16, meta=meta) for meta in (False, True))
+        initial = empty.pull(asked, dtype=np.float16)
+        for answer, rows in ((part, part), (known, {name: known[name].embeddings for name in known})):
+            assert bits(rows["items"][lost]) == bits(initial["items"][lost])
+            assert bits(rows["items"][~lost]) == bits(whole[~lost])
+            assert bits(rows["huge"]) == bits(np.full((len(IDS), 1), np.inf, np.float16))
+            assert set(answer.unavailable) == {"items", "huge"}
 
 
 def test_unless_asked_for_a_shard_that_is_gone_is_an_error(shards: MovingShards) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from half_rows import as_halves, bits, check_halves, rounded_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,23 +72,54 @@ def test_only_what_is_missing_is_asked_for(shards: list[Shard]) -> None:
         assert pulled_rows(shards) == before + 2 + 4
         assert reader.pull({"t": np.empty(0, np.uint64)})["t"].shape == (0, 2)
         assert reader.pull({"t": IDS}, meta=True)["t"].found.tolist() == [False] * 5
-        assert reader.pull({"t": IDS}, dtype=np.float16)["t"].dtype == np.float16
 
 
-def test_what_a_shard_that_is_away_did_not_answer_is_not_kept(shards: list[Shard]) -> None:
+def test_halves_are_kept_too_and_never_served_as_float32(shards: list[Shard]) -> None:
+    with connect(shards) as writer, connect(shards, max_age_ms=600_000) as reader:
+        writer.push({"t": (IDS[:3], np.full((3, 2), 1 / 3, np.float32))})
+        full = writer.pull({"t": IDS})["t"]
+        assert (full != as_halves(full)).any()
+        before = pulled_rows(shards)
+        for dtype, asked in ((np.float16, 4), (np.float16, 4), (np.float32, 8), (np.float16, 8), (np.float32, 8)):
+            expected = full if dtype is np.float32 else as_halves(full)
+            assert bits(reader.pull({"t": IDS}, dtype=dtype)["t"]) == bits(expected)
+            assert bits(reader.pull({"t": IDS[:2]}, dtype=np.dtype(dtype))["t"]) == bits(expected[:2])
+            assert pulled_rows(shards) == before + asked
+        check_halves(reader, {"t": IDS})
+
+
+def test_rounded_rows_come_out_of_the_cache_as_they_went_in(shards: list[Shard]) -> None:
+    rows, halves = rounded_rows(2)
+    ids = np.arange(len(rows), dtype=np.uint64)
+    with connect(shards) as writer, connect(shards, max_age_ms=600_000) as reader:
+        writer.assign("t", ids, rows)
+        before = pulled_rows(shards)
+        for _ in range(2):
+            assert bits(reader.pull({"t": ids}, dtype=np.float16)["t"]) == bits(halves)
+        beyond = np.count_nonzero(np.isinf(halves).any(axis=1))
+        assert pulled_rows(shards) == before + len(ids) + beyond, "what has overflowed is asked for each time"
+        check_halves(reader, {"t": ids})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_a_shard_that_is_away_did_not_answer_is_not_kept(shards: list[Shard], dtype: Any) -> None:
     ids = np.arange(40, dtype=np.uint64)
     options = {"max_age_ms": 600_000, "timeout_s": 1.0, "retry_s": 0.2, "on_unavailable": "default"}
+    with es.open(None, [SPEC]) as empty:
+        initial = empty.pull({"t": ids}, dtype=dtype)["t"]
     with connect(shards, **options) as reader, connect(shards) as writer:
         writer.push({"t": (ids, np.ones((40, 2), np.float32))})
-        some = reader.pull({"t": ids[:20]})["t"]
+        some = reader.pull({"t": ids[:20]}, dtype=dtype)["t"]
         shards[1].stop()
-        part = reader.pull({"t": ids})
+        part = reader.pull({"t": ids}, dtype=dtype)
         lost = part.unavailable["t"]
         assert not lost[:20].any()
         assert lost[20:].any()
-        np.testing.assert_array_equal(part["t"][:20], some)
-        again = reader.pull({"t": np.repeat(ids, 2)})
+        assert bits(part["t"][:20]) == bits(some)
+        assert bits(part["t"][lost]) == bits(initial[lost])
+        again = reader.pull({"t": np.repeat(ids, 2)}, dtype=dtype)
         np.testing.assert_array_equal(again.unavailable["t"], np.repeat(lost, 2))
+        assert bits(again["t"]) == bits(np.repeat(part["t"], 2, axis=0))
 
 
 def test_such_a_store_only_reads_and_bad_bounds_are_refused(shards: list[Shard]) -> None:
@@ -153,9 +185,12 @@ def test_tables_that_nobody_reads_any_more_are_let_go() -> None:
 @given(
     st.lists(st.tuples(st.floats(0, 700), st.floats(0, 700), st.lists(st.integers(0, 9), max_size=6)), max_size=25),
     st.integers(2, 12),
+    st.sampled_from([np.dtype(np.float32), np.dtype(np.float16)]),
 )
 @settings(deadline=None)
-def test_nothing_is_served_that_came_too_long_ago(steps: list[tuple[float, float, list[int]]], rows_max: int) -> None:
+def test_nothing_is_served_that_came_too_long_ago(
+    steps: list[tuple[float, float, list[int]]], rows_max: int, dtype: np.dtype[Any]
+) -> None:
     """Each answer carries the time of its question; what the cache serves was asked for at most max_age_ms ago."""
     time = Time()
     cache = RowCache(1000, rows_max, monotonic_ms=time)
@@ -163,9 +198,11 @@ def test_nothing_is_served_that_came_too_long_ago(steps: list[tuple[float, float
     for pause, took, chosen in steps:
         time.at_ms += pause
         asked_ms, ids = cache.now_ms(), np.unique(np.array(chosen, np.uint64))
-        rows, found = cache.found(spec, ids)
-        assert (rows[found, 0] >= np.float32(time.at_ms - 1000.0)).all()
+        rows, found = cache.found(spec, ids, dtype)
+        assert rows.dtype == dtype
+        assert (rows[found, 0] >= dtype.type(time.at_ms - 1000.0)).all()
         time.at_ms += took
         new = ids[~found]
-        cache.keep(spec, asked_ms, new, np.full((len(new), 1), asked_ms, np.float32))
-        assert sum(len(table) for table in (cache._of(spec)._young, cache._of(spec)._old)) <= rows_max
+        cache.keep(spec, asked_ms, new, np.full((len(new), 1), asked_ms, dtype))
+        kept = cache._of(spec, dtype)
+        assert len(kept._young) + len(kept._old) <= rows_max

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from half_rows import check_halves
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,9 +72,7 @@ def test_two_shards_equal_one_embedded_store(
             np.testing.assert_array_equal(getattr(ours, column), getattr(theirs, column), err_msg=column)
         np.testing.assert_array_equal(remote.pull({"items": ids})["items"], theirs.embeddings)
         np.testing.assert_array_equal(remote.contains("items", ids), theirs.found)
-        halves = remote.pull({"items": ids}, dtype=np.float16)["items"]
-        assert halves.dtype == np.float16
-        np.testing.assert_allclose(halves, theirs.embeddings, rtol=1e-3)
+        check_halves(remote, {"items": ids})
         scanned = sorted(int(key) for found, _ in remote.scan("items") for key in found)
         assert scanned == sorted(int(key) for found, _ in local.scan("items") for key in found)
         assert remote.stats().tables["items"].rows == local.stats().tables["items"].rows

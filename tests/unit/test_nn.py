@@ -39,11 +39,13 @@ class Recording(LocalStore):
         super().__init__(None, tables)
         self.pushes: list[tuple[dict[str, Any], tuple[es.Origin, ...]]] = []
         self.pulls: list[set[str]] = []
+        self.dtypes: list[Any] = []
         self.lose_answers = 0
 
-    def pull(self, tables: Mapping[str, Any], *, meta: bool = False) -> Any:
+    def pull(self, tables: Mapping[str, Any], *, meta: bool = False, dtype: Any = np.float32) -> Any:
         self.pulls.append(set(tables))
-        return super().pull(tables, meta=meta)  # type: ignore[call-overload]
+        self.dtypes.append(dtype)
+        return super().pull(tables, meta=meta, dtype=dtype)  # type: ignore[call-overload]
 
     def push(
         self,
