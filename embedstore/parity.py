@@ -1,6 +1,7 @@
-"""Whether a follower has what its leaders have: random rows of both, compared.
+"""Whether a follower has what its leaders have: tables, random rows of both sides, and dense sets, compared.
 
-A follower that packs its rows has to answer exactly what packing the leader's row gives, because packing has one
+Rows are drawn from the follower as well as from the leaders, because what only the follower has is as wrong as what it
+lacks. A follower that packs its rows has to answer exactly what packing the leader's row gives, because packing has one
 result (``native/quantize.h``), so a difference of one bit shows. A row that changes meanwhile is looked at again, and
 so is one that differs, until the time is over: the follower may not have it yet.
 """
@@ -13,9 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from embedstore import dense
+from embedstore._native import crc32c
 from embedstore.client import RemoteStore
-from embedstore.errors import InvalidArgumentError
-from embedstore.interface import Rows
+from embedstore.errors import DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
+from embedstore.interface import IDS_PER_CALL_MAX, DenseSet, Rows
 from embedstore.row_formats import as_row_format
 from embedstore.session import decoded_from
 from embedstore.spec import TableSpec
@@ -28,18 +31,56 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Parity:
-    """What was found of one table. ``different``: ids whose rows are not what they have to be; ``moving``: how many
-    changed whenever they were looked at; of finite numbers ``error_max``: the largest difference, which packing makes,
-    ``error_l2``: of all rows together, relative."""
+    """What was found of one table. ``different``: ids whose rows are not what they have to be, of which the follower
+    has ``missing`` not at all and ``extra`` without the leaders; ``moving``: how many changed whenever they were looked
+    at; of finite numbers ``error_max``: the largest difference, which packing makes, ``error_l2``: of all rows
+    together, relative. ``problem``: why no rows could be compared; "": they were."""
 
     table: str
-    row_format: str
-    rows: int
-    equal: int
-    moving: int
-    different: tuple[int, ...]
-    error_max: float
-    error_l2: float
+    row_format: str = ""
+    rows: int = 0
+    equal: int = 0
+    moving: int = 0
+    different: tuple[int, ...] = ()
+    missing: int = 0
+    extra: int = 0
+    error_max: float = 0.0
+    error_l2: float = 0.0
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found that differs."""
+        return not (self.different or self.problem)
+
+
+@dataclass(frozen=True)
+class DenseParity:
+    """What was found of one dense set; the leaders' ``version``, 0: they have none. ``moving``: it was published anew
+    whenever it was looked at."""
+
+    dense_set: str
+    version: int
+    equal: bool
+    moving: bool
+    problem: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found that differs."""
+        return not self.problem
+
+
+def tables_of_both(leaders: RemoteStore, follower: RemoteStore) -> list[str]:
+    """The tables that either side has. :class:`InvalidArgumentError` for a ``follower`` that is none."""
+    _check_follower(follower)
+    return sorted(leaders.tables().keys() | follower.tables().keys())
+
+
+def dense_sets_of_both(leaders: RemoteStore, follower: RemoteStore) -> list[str]:
+    """The dense sets that either side has. :class:`InvalidArgumentError` for a ``follower`` that is none."""
+    _check_follower(follower)
+    return sorted(_dense_names(leaders) | _dense_names(follower))
 
 
 def compare(
@@ -51,16 +92,44 @@ def compare(
     timeout_s: float,
     pause: Callable[[float], None] = time.sleep,
 ) -> Parity:
-    """Look at about ``num_rows`` random rows of the leaders until all are equal, or the time is over.
+    """Look at about ``num_rows`` random rows of the leaders, and as many of the follower, until all are equal, or the
+    time is over.
 
     :class:`InvalidArgumentError` for a ``follower`` that is none: a standby's address leads to its leaders themselves.
+    :class:`TableNotFoundError` when neither side has the table.
     """
+    if not 1 <= num_rows <= IDS_PER_CALL_MAX // 2:
+        raise InvalidArgumentError("num_rows", f"must be in [1, {IDS_PER_CALL_MAX // 2}], not {num_rows!r}")
     _check_follower(follower)
+    deadline_s = time.monotonic() + timeout_s
+    while problem := _difference(leaders, follower, table):
+        if time.monotonic() >= deadline_s:
+            return Parity(table, problem=problem)
+        pause(PAUSE_S)
+    return _compare_rows(leaders, follower, table, num_rows, deadline_s, pause)
+
+
+def _difference(leaders: RemoteStore, follower: RemoteStore, table: str) -> str:
+    here, there = leaders.tables().get(table), follower.tables().get(table)
+    if here is None and there is None:
+        raise TableNotFoundError(table)
+    if here is None or there is None:
+        return f"the {'leaders have' if here is None else 'follower has'} no such table"
+    different = here.first_difference(there)
+    return f"the follower's table has another {different}" if different else ""
+
+
+def _compare_rows(
+    leaders: RemoteStore,
+    follower: RemoteStore,
+    table: str,
+    num_rows: int,
+    deadline_s: float,
+    pause: Callable[[float], None],
+) -> Parity:
     spec = leaders.spec(table)
     row_format = _row_format(follower, table)
-    ids = waiting = leaders.sample(table, num_rows)
-    deadline_s = time.monotonic() + timeout_s
-    moving = np.zeros(0, np.uint64)
+    ids = waiting = np.union1d(leaders.sample(table, num_rows), follower.sample(table, num_rows))
     squares = errors = largest = 0.0
     while True:
         before = leaders.pull({table: waiting}, meta=True)[table]
@@ -75,21 +144,77 @@ def compare(
         largest = max(largest, float(np.abs(apart).max(initial=0.0)))
         errors += float(np.square(apart).sum())
         squares += float(np.square(true[finite]).sum())
-        moving, waiting = waiting[~still], waiting[~equal]
-        if not len(waiting) or time.monotonic() >= deadline_s:
+        different = still & ~equal
+        if equal.all() or time.monotonic() >= deadline_s:
             break
+        waiting = waiting[~equal]
         pause(PAUSE_S)
-    different = np.setdiff1d(waiting, moving)
     return Parity(
         table,
         row_format,
-        len(ids),
-        len(ids) - len(waiting),
-        len(moving),
-        tuple(different.tolist()),
-        largest,
-        float(np.sqrt(errors / squares)) if squares else 0.0,
+        rows=len(ids),
+        equal=len(ids) - int(np.count_nonzero(~equal)),
+        moving=int(np.count_nonzero(~still)),
+        different=tuple(waiting[different].tolist()),
+        missing=int(np.count_nonzero(different & before.found & ~there.found)),
+        extra=int(np.count_nonzero(different & ~before.found & there.found)),
+        error_max=largest,
+        error_l2=float(np.sqrt(errors / squares)) if squares else 0.0,
     )
+
+
+def compare_dense(
+    leaders: RemoteStore,
+    follower: RemoteStore,
+    dense_set: str,
+    *,
+    timeout_s: float,
+    pause: Callable[[float], None] = time.sleep,
+) -> DenseParity:
+    """Look at version, position and weights of a dense set until they are equal, or the time is over."""
+    _check_follower(follower)
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        before, there = _get_dense(leaders, dense_set), _get_dense(follower, dense_set)
+        problem = _dense_difference(dense_set, before, there)
+        after = _get_dense(leaders, dense_set) if problem else before
+        moving = before is not after and (before is None or after is None or before.version != after.version)
+        if not problem or time.monotonic() >= deadline_s:
+            version = 0 if before is None else before.version
+            return DenseParity(dense_set, version, not problem, moving, "" if moving else problem)
+        pause(PAUSE_S)
+
+
+def _dense_difference(name: str, here: DenseSet | None, there: DenseSet | None) -> str:
+    if here is None or there is None:
+        if here is there:
+            return ""
+        return f"the {'leaders have' if here is None else 'follower has'} no such dense set"
+    if here.version != there.version:
+        return f"the follower has version {there.version}, the leaders have {here.version}"
+    streams = here.position.keys() | there.position.keys()
+    for stream in sorted(streams):
+        if here.position.get(stream) != there.position.get(stream):
+            return f"the follower stands at another position of {stream}"
+    own, others = _checksum(name, here), _checksum(name, there)
+    return "" if own == others else f"the follower has other weights (crc32c {others:08x}, not {own:08x})"
+
+
+def _checksum(name: str, dense_set: DenseSet) -> int:
+    ordered = DenseSet(dict(sorted(dense_set.tensors.items())), {}, 0)
+    return int(crc32c(dense.to_proto(name, ordered).SerializeToString()))
+
+
+def _get_dense(store: RemoteStore, dense_set: str) -> DenseSet | None:
+    try:
+        return store.get_dense(dense_set)
+    except DenseSetNotFoundError:
+        return None
+
+
+def _dense_names(store: RemoteStore) -> set[str]:
+    answers = store.ask_all("ListTables", admin_pb2.ListTablesRequest(), admin_pb2.ListTablesResponse)
+    return {name for answer in answers for name in answer.dense_sets}
 
 
 def _check_follower(follower: RemoteStore) -> None:

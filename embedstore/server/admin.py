@@ -75,8 +75,10 @@ class AdminService:
     def list_tables(self, request: admin_pb2.ListTablesRequest) -> admin_pb2.ListTablesResponse:
         """ListTables."""
         self._serving.check_epoch(request.epoch)
-        specs = self._serving.store().tables().values()
-        return admin_pb2.ListTablesResponse(tables=[spec.to_proto() for spec in specs])
+        store = self._serving.store()
+        return admin_pb2.ListTablesResponse(
+            tables=[spec.to_proto() for spec in store.tables().values()], dense_sets=sorted(store.dense_sets())
+        )
 
     def sweep(self, request: admin_pb2.SweepRequest) -> admin_pb2.SweepResponse:
         """Sweep."""

@@ -71,10 +71,12 @@ class ListTablesRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class ListTablesResponse(_message.Message):
-    __slots__ = ("tables",)
+    __slots__ = ("tables", "dense_sets")
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    DENSE_SETS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[_spec_pb2.TableSpec]
-    def __init__(self, tables: _Optional[_Iterable[_Union[_spec_pb2.TableSpec, _Mapping]]] = ...) -> None: ...
+    dense_sets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tables: _Optional[_Iterable[_Union[_spec_pb2.TableSpec, _Mapping]]] = ..., dense_sets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CheckpointRequest(_message.Message):
     __slots__ = ("epoch",)

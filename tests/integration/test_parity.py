@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from processes import run
 
 import embedstore as es
-from embedstore.parity import compare
+from embedstore.parity import compare, compare_dense, dense_sets_of_both
 from embedstore.placement import chunks_of_ids
 from embedstore.server.shard import Shard
 
@@ -119,3 +120,113 @@ def test_nobody_is_compared_with_himself(start: Callable[..., Shard], tmp_path: 
     for none in (standby, leader):
         done = run(["doctor", "parity", "--servers", leader.address, "--follower", none.address])
         assert (done.returncode, "must be a serving follower" in done.stderr) == (1, True), done.stderr
+
+
+def a_store(start: Callable[..., Shard], *tables: es.TableSpec, ids: np.ndarray = IDS[:100]) -> Shard:
+    """A shard with the same rows and the same dense weights whenever it is asked for."""
+    shard = start(tables=tables)
+    with es.connect(shard.address) as store:
+        for table in tables:
+            if len(ids):
+                store.push({table.name: (ids, np.ones((len(ids), table.dim), np.float32))}, event_time_ms=1_000)
+        if len(ids):
+            store.put_dense("model", {"w": np.arange(3.0)}, {})
+    return shard
+
+
+def following(start: Callable[..., Shard], leader: Shard) -> Shard:
+    follower = start(follow=[leader.address])
+    assert follower.wait_ready(TIMEOUT_S)
+    return follower
+
+
+def test_a_follower_of_others_is_told_from_a_good_one(start: Callable[..., Shard]) -> None:
+    """One whose leaders have the same rows, and more, and lack a table."""
+    users = replace(TABLE, name="users")
+    ours = a_store(start, TABLE, users)
+    others = a_store(start, TABLE, replace(TABLE, name="theirs"), ids=IDS[:1000])
+    good, wrong = following(start, ours), following(start, others)
+    rows = lines("--servers", ours.address, "--follower", good.address)
+    assert [(row.get("table"), row.get("equal"), row["problem"]) for row in rows] == [
+        ("items", 100, ""),
+        ("users", 100, ""),
+        (None, True, ""),
+    ]
+    at = ("--servers", ours.address, "--follower", wrong.address, "--wait-s", "0.2")
+    items, theirs, missing, dense = lines(*at, "--keys", "3000", code=1)
+    assert (items["equal"], items["different"], items["extra"], items["missing"]) == (100, 900, 900, 0)
+    assert all(100 <= each < 1000 for each in items["ids"])
+    assert (theirs["table"], theirs["problem"]) == ("theirs", "the leaders have no such table")
+    assert (missing["table"], missing["problem"]) == ("users", "the follower has no such table")
+    assert dense["equal"] is True
+    [row] = lines(*at, "--table", "users", code=1)
+    assert row["problem"] == "the follower has no such table"
+
+
+def test_an_empty_follower_has_not_what_its_leaders_have(start: Callable[..., Shard]) -> None:
+    leader, empty = a_store(start, TABLE), following(start, start())
+    bare = following(start, a_store(start, TABLE, ids=IDS[:0]))
+    at = ("--servers", leader.address, "--wait-s", "0.2")
+    items, dense = lines(*at, "--follower", empty.address, code=1)
+    assert items["problem"] == "the follower has no such table"
+    assert (dense["dense_set"], dense["problem"]) == ("model", "the follower has no such dense set")
+    items, dense = lines(*at, "--follower", bare.address, code=1)
+    assert (items["different"], items["missing"], items["extra"]) == (100, 100, 0)
+
+
+def test_tables_of_another_form_differ(start: Callable[..., Shard]) -> None:
+    ours, others = a_store(start, TABLE), a_store(start, replace(TABLE, dim=5, num_chunks=8))
+    there = following(start, others)
+    with es.connect(ours.address) as here, es.connect(there.address) as follower:
+        found = compare(here, follower, "items", num_rows=10, timeout_s=0.1)
+    assert found.problem == "the follower's table has another dim"
+
+
+@pytest.mark.parametrize(
+    ("there", "problem"),
+    [
+        (es.DenseSet({"w": np.arange(3.0)}, {"topic/0": 5}, 2), "the follower has version 2, the leaders have 1"),
+        (es.DenseSet({"w": np.arange(3.0)}, {"topic/0": 4}, 1), "the follower stands at another position of topic/0"),
+        (es.DenseSet({"w": np.arange(1.0, 4.0)}, {"topic/0": 5}, 1), "the follower has other weights (crc32c "),
+        (es.DenseSet({"v": np.arange(3.0)}, {"topic/0": 5}, 1), "the follower has other weights (crc32c "),
+    ],
+)
+def test_dense_sets_are_compared(start: Callable[..., Shard], there: es.DenseSet, problem: str) -> None:
+    leader = a_store(start)
+    with es.connect(leader.address) as store:
+        store.open_stream("topic/0", 0)
+        store.put_dense("other", {"w": np.arange(3.0)}, {"topic/0": 5})
+    follower = following(start, leader)
+    with es.connect(leader.address) as here, es.connect(follower.address) as reader:
+        assert dense_sets_of_both(here, reader) == ["model", "other"]
+        found = compare_dense(here, reader, "other", timeout_s=TIMEOUT_S)
+        assert (found.equal, found.problem, found.version) == (True, "", 1)
+        held: Any = follower._serving.store()
+        held.set_dense("other", there)
+        held.set_dense("more", there)
+        found = compare_dense(here, reader, "other", timeout_s=0.1)
+        assert not found.equal
+        assert found.problem.startswith(problem)
+        assert dense_sets_of_both(here, reader) == ["model", "more", "other"]
+        found = compare_dense(here, reader, "more", timeout_s=0.1)
+        assert found.problem == "the leaders have no such dense set"
+
+
+def test_rows_that_have_expired_are_gone_on_both_sides(start: Callable[..., Shard]) -> None:
+    """Whether a sweep has come to them, here or there, or not."""
+    leader = start(tables=[replace(TABLE, ttl_s=10.0)])
+    ones = np.ones((50, 33), np.float32)
+    with es.connect(leader.address) as store:
+        store.push({"items": (IDS[:50], ones)}, event_time_ms=1_000)
+        follower = following(start, leader)
+        store.push({"items": (IDS[50:100], ones)}, event_time_ms=60_000)
+        with es.connect(follower.address) as there:
+            held: Any = follower._serving.store().table("items")
+            found = compare(store, there, "items", num_rows=3000, timeout_s=TIMEOUT_S)
+            assert (found.problem, found.different) == ("", ())
+            assert found.equal == found.rows >= 50
+            store.sweep()
+            found = compare(store, there, "items", num_rows=3000, timeout_s=TIMEOUT_S)
+            assert (found.problem, found.different) == ("", ())
+            assert found.equal == found.rows >= 50
+            assert held.stats().rows >= 50
