@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
@@ -36,6 +37,17 @@ class Guard:
         for _ in range(workers):
             self._places.put(None)
         self._requests = requests or Requests()
+        self._open: set[grpc.ServicerContext] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a call whose request has arrived and whose answer has not been sent to its end."""
+        return bool(self._open)
+
+    def _begin(self, context: grpc.ServicerContext) -> None:
+        self._open.add(context)
+        if not context.add_callback(partial(self._open.discard, context)):  # it is over already
+            self._open.discard(context)
 
     def raw(self, handle: Callable[[bytes], bytes], method: str = "") -> grpc.RpcMethodHandler[Any, Any]:
         """A unary method that reads and writes its own bytes."""
@@ -44,6 +56,7 @@ class Guard:
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
             began_s = time.perf_counter()
+            self._begin(context)
             try:
                 places.get()
                 try:
@@ -70,6 +83,7 @@ class Guard:
 
         def call(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             began_s = time.perf_counter()
+            self._begin(context)
             try:
                 messages = handle(parse(kind, data))
                 while True:

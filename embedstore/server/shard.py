@@ -49,6 +49,9 @@ log = logging.getLogger("embedstore.server")
 SYNC_SERVICE = "embedstore.v1.SyncService"
 SERVICES = (embedding.SERVICE, admin.SERVICE, SYNC_SERVICE)
 CUT_OFF_S = 2.0
+LEAVE_S = 0.5
+"""When no request is left, followers and others that are connected have as long to take leave."""
+
 LOOK_S = 0.1
 _numbers = itertools.count()
 STREAMS_PER_CONNECTION_MAX = 128
@@ -101,6 +104,7 @@ class Shard:
         self._calls_max = options.requests_max + options.followers_max
         self._calls_max += OPEN_CALLS_MAX if self._tokens is not None else 0
         self._pool = ThreadPoolExecutor(self._calls_max, thread_name_prefix=self._requests)
+        self._guard = Guard(lambda: self._serving.topology, options.workers, self._measured)
         self._server = self._new_server()
 
     @property
@@ -139,16 +143,20 @@ class Shard:
         return self._ready.wait(timeout_s)
 
     def stop(self) -> None:
-        """Drain, write a last checkpoint, release everything. Requests that take over ``drain_s`` are cut off; the log
-        tells where one is that does not even end then."""
+        """Drain, write a last checkpoint, release everything. Requests that take over ``drain_s`` are cut off, and so
+        is, as soon as there are none, whoever does not let go of his connection; the log tells where a request is that
+        does not even end then."""
         self._stop.set()
         self._health.enter_graceful_shutdown()
         if self._sync is not None:
             self._sync.close()
-        # Not for ever: gRPC never lets go of a streaming call that sent several messages it could not read.
-        if not self._server.stop(self.options.drain_s).wait(self.options.drain_s + CUT_OFF_S):
-            log.warning("some requests could not be cut off")
-        self._end_requests()
+        self._drain()
+        cut_off_s = time.monotonic() + CUT_OFF_S
+        # Not for ever: gRPC never lets go of a streaming call that sent several messages it could not read, nor of a
+        # connection that takes nothing of what was begun to be sent.
+        if not self._server.stop(0).wait(CUT_OFF_S):
+            log.warning("some connections could not be cut off")
+        self._end_requests(cut_off_s)
         for thread in self._background:
             thread.join()
         self._close_metrics()
@@ -157,10 +165,22 @@ class Shard:
         if self._store is not None:
             self._store.close()
 
-    def _end_requests(self) -> None:
+    def _drain(self) -> None:
+        """Accept nothing any more and let requests end. gRPC would wait for an answer on every connection, too, also
+        from a process that stands still."""
+        deadline_s = time.monotonic() + self.options.drain_s
+        stopped = self._server.stop(self.options.drain_s)
+        leave_s = time.monotonic() + LEAVE_S
+        while not stopped.wait(min(LOOK_S, max(deadline_s - time.monotonic(), 0.0))):
+            now_s = time.monotonic()
+            if self._guard.busy:
+                leave_s = now_s + LEAVE_S
+            if now_s >= min(leave_s, deadline_s):
+                return
+
+    def _end_requests(self, deadline_s: float) -> None:
         """Let the threads of requests go, and log where those are that do not end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        deadline_s = time.monotonic() + CUT_OFF_S
         for thread in threading.enumerate():
             if not thread.name.startswith(f"{self._requests}_") or thread is threading.current_thread():
                 continue
@@ -172,19 +192,17 @@ class Shard:
     # -- opening
 
     def _new_server(self) -> grpc.Server:
-        options = self.options
         server = grpc.server(
             self._pool,
             interceptors=[TokenCheck(self._tokens, self._measured)] if self._tokens is not None else [],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=self._calls_max,
         )
-        guard = Guard(lambda: self._serving.topology, options.workers, self._measured)
         server.add_generic_rpc_handlers(
             (
-                embedding.EmbeddingService(self._serving).handler(guard),
-                admin.AdminService(self._serving).handler(guard),
-                _WhenReady(self._serving, guard, self._tokens).handler(),
+                embedding.EmbeddingService(self._serving).handler(self._guard),
+                admin.AdminService(self._serving).handler(self._guard),
+                _WhenReady(self._serving, self._guard, self._tokens).handler(),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

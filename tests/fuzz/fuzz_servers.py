@@ -208,6 +208,8 @@ class LocalServer:
         except _AbortedError:
             status = context.status
             return _refused(status.code.name, status.details, dict(status.trailing_metadata), 1)
+        finally:
+            context.end()
         return Outcome("", "", "", "", answers, 1)
 
     def _converse(self, handler: Any, context: Any, messages: Sequence[bytes]) -> Outcome:

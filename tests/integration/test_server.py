@@ -335,6 +335,9 @@ def test_a_bug_in_a_handler_stays_in_the_log(caplog: pytest.LogCaptureFixture) -
     aborted: list[Any] = []
 
     class Context:
+        def add_callback(self, callback: Callable[[], None]) -> bool:
+            return True
+
         def abort_with_status(self, status: Any) -> None:
             aborted.append(status)
             raise RuntimeError("aborted")

@@ -116,7 +116,7 @@ def test_whoever_waits_for_a_shard_says_so(
 
 def test_processes_that_stand_still_delay_nobody_in_the_picture(members: Members) -> None:
     """One that was named, and one that is known only from the others."""
-    timeout_s = 2.0
+    timeout_s = 1.5
     alive, named, known = start_shards(members, 3, COUNTS)
     for name in ("old-1", "old-2"):
         members.running[name].process.send_signal(signal.SIGSTOP)
