@@ -103,6 +103,7 @@ class RemoteStore(RemoteReader):
     def close(self) -> None:
         """Cancel what is in flight and let the connections go; the servers stay. Twice is harmless."""
         self.peers.close()
+        self._silences.close()
 
     # -- writing
 

@@ -38,6 +38,7 @@ from embedstore.placement import chunks_of_ids, chunks_of_shard, shard_of_chunk,
 from embedstore.routes import Call, First, Plan, Reply, Route
 from embedstore.row_cache import RowCache
 from embedstore.session import Session, decoded, decoded_from, with_epoch
+from embedstore.silences import Silences
 from embedstore.table_set import check_tables
 from embedstore.v1 import admin_pb2, store_pb2
 
@@ -60,6 +61,7 @@ class RemoteReader(Session):
         super().__init__(peers)
         self._cache = cache
         self._defaults = Defaults() if on_unavailable == "default" else None
+        self._silences = Silences(peers)
         self._slow = replace(
             peers.patience, timeout_s=slow_timeout_s, retry_s=max(slow_timeout_s, peers.patience.retry_s)
         )
@@ -75,7 +77,7 @@ class RemoteReader(Session):
     ) -> Pulled[np.ndarray] | Pulled[Rows]:
         """See :class:`embedstore.interface.Reader`."""
         first = None
-        plain = not meta and self._cache is None and (dtype is np.float32 or dtype is np.float16)
+        plain = not meta and self._cache is None and not self._silences and (dtype is np.float32 or dtype is np.float16)
         if plain and type(tables) is dict and len(tables) == 1:
             quick = self._pull_from_one(tables, dtype)
             if isinstance(quick, Pulled):
@@ -179,28 +181,40 @@ class RemoteReader(Session):
         first: First | None = None,
     ) -> tuple[list[list[Answer]], dict[int, list[Piece]]]:
         """Each table's answers; and by table's index the pieces that got none, and read as ``defaults`` instead."""
-        pages: list[tuple[int, list[Piece]]] = []
+        asked: list[tuple[int, list[Piece]]] = []
+        passed: list[Piece] = []
+        num_shards = len(self.peers)
+        silent = self._silences.shards() if defaults is not None and self._silences else ()
 
         def request(pieces: list[Piece], epoch: int) -> bytes:
             pulls = [wire.TablePull(lookups[piece.table].spec.name, piece.ids, dtype, meta) for piece in pieces]
             return wire.encode_pull_request(epoch, pulls)
 
         def plan(route: Route) -> list[Call]:
-            pages[:] = pages_of_lookups(lookups, dtype, len(route))
-            return [Call(shard, "Pull", request(pieces, route.epoch)) for shard, pieces in pages]
+            asked.clear()
+            passed.clear()
+            for shard, pieces in pages_of_lookups(lookups, dtype, len(route)):
+                if shard in silent and len(route) == num_shards:
+                    passed.extend(pieces)
+                else:
+                    asked.append((shard, pieces))
+            return [Call(shard, "Pull", request(pieces, route.epoch)) for shard, pieces in asked]
 
         answers: list[list[Answer]] = [[] for _ in lookups]
         missing: dict[int, list[Piece]] = {}
         replies = self.replies(plan, first=first) if defaults is None else self._replies_but_for_silence(plan, first)
-        for reply, (_, pieces) in zip(replies, pages, strict=True):
+        for reply, (shard, pieces) in zip(replies, asked, strict=True):
             if defaults is not None and isinstance(reply.outcome, UnavailableError):
-                for piece in pieces:
-                    rows = defaults.rows(lookups[piece.table].spec, piece.ids, dtype, meta=meta)
-                    answers[piece.table].append((piece, rows))
-                    missing.setdefault(piece.table, []).append(piece)
+                self._silences.notice(shard, reply.address)
+                passed.extend(pieces)
                 continue
             for piece, answer in decoded(reply, partial(read_pull, lookups, pieces, dtype=dtype, meta=meta)):
                 answers[piece.table].append((piece, answer))
+        for piece in passed:
+            assert defaults is not None
+            rows = defaults.rows(lookups[piece.table].spec, piece.ids, dtype, meta=meta)
+            answers[piece.table].append((piece, rows))
+            missing.setdefault(piece.table, []).append(piece)
         return answers, missing
 
     def _replies_but_for_silence(self, plan: Plan, first: First | None) -> list[Reply]:

@@ -54,6 +54,11 @@ class Process:
         self.process.kill()
         self.process.wait()
 
+    def suspend(self) -> None:
+        """SIGSTOP, and wait until it stands still; SIGCONT ends it."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
     def terminate(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         """SIGTERM, and its exit code."""
         self.process.send_signal(number)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 from half_rows import bits
 from moving_shards import MovingShards
+from processes import Process, free_port
 
 import embedstore as es
 from embedstore.placement import chunks_of_ids, shard_of_chunk
@@ -121,3 +126,59 @@ def test_with_all_shards_gone_everything_reads_as_default(shards: MovingShards) 
         assert part.unavailable["users"].all()
         assert part["users"].dtype == np.float16
         assert not part["users"].any()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[list[Process]]:
+    (tmp_path / "tables.toml").write_text("[tables.users]\ndim = 1\nnum_chunks = 8\n")
+    with ExitStack() as stack:
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        yield [
+            stack.enter_context(
+                Process(
+                    *("--shard", f"{shard}/2", "--listen", address, "--peers", ",".join(addresses)),
+                    *("--tables", str(tmp_path / "tables.toml")),
+                )
+            )
+            for shard, address in enumerate(addresses)
+        ]
+
+
+@pytest.mark.parametrize("how", ["suspend", "kill"])
+def test_only_the_first_pull_waits_for_a_shard_that_is_away(processes: list[Process], how: str) -> None:
+    wait_s = 1.0
+    addresses = [process.address for process in processes]
+    with (
+        es.connect(addresses, timeout_s=wait_s, retry_s=wait_s, on_unavailable="default") as store,
+        ExitStack() as stack,
+    ):
+        assert store.pull({"users": IDS}).unavailable == {}
+        getattr(processes[1], how)()
+        assert store.pull({"users": IDS}).unavailable
+        began_s = time.monotonic()
+        with ThreadPoolExecutor(4) as pool:
+            pulls = [pool.submit(store.pull, {"users": IDS}) for _ in range(40)]
+            for pull in pulls:
+                np.testing.assert_array_equal(pull.result().unavailable["users"], of_shard(1))
+        assert time.monotonic() - began_s < wait_s
+        if how == "suspend":
+            processes[1].process.send_signal(signal.SIGCONT)
+        else:
+            stack.enter_context(Process(*processes[1].arguments))
+        deadline_s = time.monotonic() + 30.0
+        while store.pull({"users": IDS}).unavailable:
+            assert time.monotonic() < deadline_s
+
+
+def test_a_silence_that_nobody_asked_about_is_forgotten(processes: list[Process]) -> None:
+    """Who pulls seldom is told how it is, not how it was."""
+    addresses = [process.address for process in processes]
+    with es.connect(addresses, timeout_s=0.5, retry_s=0.5, on_unavailable="default") as store:
+        store.tables()
+        processes[0].suspend()
+        assert store.pull({"users": IDS}).unavailable
+        [watch] = [thread for thread in threading.enumerate() if thread.name == f"silent {addresses[0]}"]
+        watch.join(30.0)
+        assert not watch.is_alive()
+        processes[0].process.send_signal(signal.SIGCONT)
+        assert store.pull({"users": IDS}).unavailable == {}

@@ -36,6 +36,7 @@ LAYERS = (
         "reads",
         "row_cache",
         "session",
+        "silences",
         "updates",
     },
     {"server"},
