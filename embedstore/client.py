@@ -10,7 +10,7 @@ may be called from any thread.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from embedstore import _native, dense, messages, wire
 from embedstore.batches import (
@@ -77,7 +77,8 @@ def connect(
     cache = check_cache(max_age_ms, cache_rows_max)
     credentials = Credentials.from_environment() if credentials is None else credentials
     cluster = discover(addresses, Patience(timeout_s, retry_s), credentials)
-    return RemoteStore(cluster, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable, cache=cache)
+    kind = RemoteStore if cache is None else CachedStore
+    return kind(cluster, slow_timeout_s=slow_timeout_s, on_unavailable=on_unavailable, cache=cache)
 
 
 class RemoteStore(RemoteReader):
@@ -115,7 +116,7 @@ class RemoteStore(RemoteReader):
         event_time_ms: int | None = None,
     ) -> PushResult:
         """See :class:`embedstore.interface.Store`. Shards are all-or-nothing each; see the module about several."""
-        self._check_writes()
+        self.peers.check_open()
         check_tables(tables)
         origins = tuple(origins)
         check_origins(origins)
@@ -130,11 +131,6 @@ class RemoteStore(RemoteReader):
         answers, lost = send(self, Update("Push", request, store_pb2.PushResponse.FromString), push)
         repeated = bool(answers) and all(answer.repeated_push for answer in answers)
         return PushResult(repeated=repeated, lost_updates=lost)
-
-    def _check_writes(self) -> None:
-        self.peers.check_open()
-        if self._cache is not None:
-            raise ReadOnlyError("a store with max_age_ms only reads: it would not see what it writes")
 
     def _checked(self, tables: Mapping[str, TablePush | tuple[Ids, Any]]) -> CheckedPush:
         num_shards = len(self.peers)
@@ -165,7 +161,7 @@ class RemoteStore(RemoteReader):
 
     def assign(self, table: str, ids: Ids, rows: Any, *, event_time_ms: int | None = None) -> None:
         """See :class:`embedstore.interface.Store`."""
-        self._check_writes()
+        self.peers.check_open()
         check_event_time("event_time_ms", event_time_ms)
 
         def prepare() -> Keys:
@@ -193,7 +189,7 @@ class RemoteStore(RemoteReader):
 
     def delete(self, table: str, ids: Ids) -> int:
         """See :class:`embedstore.interface.Store`; after a retried call the count may miss what the first removed."""
-        self._check_writes()
+        self.peers.check_open()
         keys = Keys(self.spec(table), as_ids(ids, f"{table}.ids"))
 
         def request(part: Keys, epoch: int, origin: Origin) -> bytes:
@@ -252,6 +248,17 @@ class RemoteStore(RemoteReader):
         request = admin_pb2.SweepRequest(table=table, budget_ms=budget_ms, dry_run=dry_run)
         answers = self.ask_all("Sweep", request, admin_pb2.SweepResponse, self._slow)
         return messages.merge_swept([messages.sweep_from_proto(answer) for answer in answers])
+
+
+class CachedStore(RemoteStore):
+    """One with ``max_age_ms``: whatever would change the store is refused."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        self.peers.check_open()
+        raise ReadOnlyError("a store with max_age_ms only reads: it would not see what it writes")
+
+    push = assign = delete = put_dense = open_stream = _refuse
+    create_table = alter_table = drop_table = checkpoint = sweep = _refuse
 
 
 def _origin_to_proto(origin: Origin) -> store_pb2.Origin:

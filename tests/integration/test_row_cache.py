@@ -124,12 +124,15 @@ def test_what_a_shard_that_is_away_did_not_answer_is_not_kept(shards: list[Shard
 
 def test_such_a_store_only_reads_and_bad_bounds_are_refused(shards: list[Shard]) -> None:
     with connect(shards, max_age_ms=50) as reader:
-        with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
-            reader.push({"t": (IDS, np.ones((5, 2)))})
-        with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
-            reader.assign("t", IDS, np.ones((5, 2)))
-        with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
-            reader.delete("t", IDS)
+        writes = {name for name in vars(es.Store) if not name.startswith("_")} - {*vars(es.Reader), "watermarks"}
+        assert len(writes) == 10
+        for name in writes:
+            with pytest.raises(es.ReadOnlyError, match="max_age_ms"):
+                getattr(reader, name)("t", IDS)
+        assert set(reader.tables()) == {"t"}
+        assert reader.watermarks() == {}
+    with pytest.raises(es.ClosedError):
+        reader.checkpoint()
     for bad in ({"max_age_ms": 0}, {"max_age_ms": True}, {"max_age_ms": 1.5}, {"max_age_ms": 5, "cache_rows_max": 1}):
         with pytest.raises(es.InvalidArgumentError, match=r"max_age_ms|cache_rows_max"):
             connect(shards, **bad)
