@@ -287,7 +287,8 @@ class Store(Reader, Protocol):
         """Remove rows; returns how many were there."""
 
     def put_dense(self, dense_set: str, tensors: Mapping[str, Any], position: Mapping[str, int]) -> int:
-        """Publish a dense set, whole; returns its version. StaleDenseSetError when any stream would go back."""
+        """Publish a dense set, whole; returns its version. StaleDenseSetError when any stream would go back, LimitError
+        past 1 GiB, or past 64 MiB for a remote store."""
 
     def open_stream(self, stream: str, position: int) -> StreamState:
         """Open a stream at ``position``, or take over a known one (its watermarks stay) with the next generation."""

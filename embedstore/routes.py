@@ -14,6 +14,7 @@ from embedstore.client_streams import ClientStreams
 from embedstore.errors import ClosedError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.peers import Peer
 from embedstore.status import SILENT, Topology, from_rpc_error, is_refusal
+from embedstore.wire import check_message
 
 
 class Call(NamedTuple):
@@ -91,9 +92,11 @@ class Work:
         self.doubtful: set[int] = set()
 
     def over(self, route: Route, plan: Plan) -> None:
-        """Go on over this route."""
+        """Go on over this route. :class:`LimitError` when a request is larger than messages may be."""
         same = self.route is not None and self.route.streams is route.streams
         self.route, self.calls = route, plan(route)
+        for call in self.calls:
+            check_message(f"{call.method}Request", len(call.request))
         if not same:
             self.outcomes = [None] * len(self.calls)
             self.doubtful.clear()

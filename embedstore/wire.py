@@ -15,6 +15,7 @@ from embedstore.wire_columns import (
     NONE,
     ORIGINS_PER_CALL_MAX,
     TABLES_PER_CALL_MAX,
+    check_message,
     dtype_code,
 )
 from embedstore.wire_pull import (
@@ -48,6 +49,7 @@ __all__ = [
     "TablePart",
     "TablePull",
     "TableRows",
+    "check_message",
     "decode_pull_request",
     "decode_pull_response",
     "decode_push_request",

@@ -36,10 +36,15 @@ def put_column(writer: Writer, number: int, column: np.ndarray, dtype: Any, *, p
     writer.array(number, data.reshape(-1).view(np.uint8).data, data.nbytes, pad_field=pad[0], pad_value=pad[1])
 
 
+def check_message(what: str, num_bytes: int) -> None:
+    """:class:`LimitError` when a message of so many bytes is larger than they may be."""
+    if num_bytes > MESSAGE_BYTES_MAX:
+        raise LimitError(f"{what} bytes", num_bytes, MESSAGE_BYTES_MAX)
+
+
 def checked(writer: Writer, what: str) -> Writer:
     """The writer, if its message is within bounds."""
-    if writer.length > MESSAGE_BYTES_MAX:
-        raise LimitError(f"{what} bytes", writer.length, MESSAGE_BYTES_MAX)
+    check_message(what, writer.length)
     return writer
 
 

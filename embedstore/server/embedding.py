@@ -60,7 +60,7 @@ class EmbeddingService:
             len(pull.ids) * ((table.spec.dim * pull.dtype.itemsize if pull.dtype else 0) + pull.meta * _META_BYTES)
             for table, pull in found
         )
-        _check_answer(num_bytes)
+        wire.check_message("PullResponse", num_bytes)
         writer = wire.PullResponseWriter()
         for table, pull in found:
             dim, dtype = table.spec.dim, pull.dtype
@@ -82,7 +82,7 @@ class EmbeddingService:
         store = self._serving.store()
         table = store.table(asked.table)
         dim, width, num_ids = table.spec.dim, asked.width, asked.num_ids
-        _check_answer(num_ids * dim * width)
+        wire.check_message("PullResponse", num_ids * dim * width)
         head = wire.rows_head(asked.table, dim, asked.code, num_ids * dim * width, 0)
         message = _native.answer_pull(table.native, data, len(asked.head), num_ids, head, width)
         if self._sampler.is_due("pull", asked.table):
@@ -199,11 +199,6 @@ class EmbeddingService:
         self._serving.check_epoch(request.epoch)
         states = self._serving.store().stream_states()
         return store_pb2.WatermarksResponse(streams=messages.stream_states_to_proto(states))
-
-
-def _check_answer(num_bytes: int) -> None:
-    if num_bytes > wire.MESSAGE_BYTES_MAX:
-        raise LimitError("PullResponse bytes", num_bytes, wire.MESSAGE_BYTES_MAX)
 
 
 def _ids(label: str, data: bytes) -> np.ndarray:

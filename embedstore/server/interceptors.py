@@ -21,6 +21,7 @@ from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError,
 from embedstore.protowire import BYTES, fields
 from embedstore.server.metrics import Requests
 from embedstore.status import Topology, to_status
+from embedstore.wire import check_message
 
 log = logging.getLogger("embedstore.server")
 UNCOUNTED_BYTES_MAX = 1 << 16
@@ -72,7 +73,14 @@ class Guard:
 
     def unary(self, kind: type[Message], handle: Callable[[Any], Message]) -> grpc.RpcMethodHandler[Any, Any]:
         """A unary method over generated messages."""
-        return self.raw(lambda data: handle(parse(kind, data)).SerializeToString(), _camel_case(handle.__name__))
+        method = _camel_case(handle.__name__)
+
+        def answer(data: bytes) -> bytes:
+            message = handle(parse(kind, data)).SerializeToString()
+            check_message(f"{method}Response", len(message))
+            return message
+
+        return self.raw(answer, method)
 
     def stream(
         self, kind: type[Message], handle: Callable[[Any], Iterator[Message]]

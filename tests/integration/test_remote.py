@@ -187,3 +187,31 @@ def test_a_scan_that_meets_a_closed_channel_is_no_mistake_of_the_caller(store: R
     store.peers._route.peers[0].close()  # as far as another thread's close() may have come
     with pytest.raises(es.EmbedstoreError, match="closed"):
         list(pieces)
+
+
+def test_what_no_message_holds_is_refused_before_it_is_sent(shards: list[Shard], store: RemoteStore) -> None:
+    store.create_table(es.TableSpec("wide", 4096, optimizer=es.SGD(lr=1.0), num_chunks=2))
+    tensors = {"w": np.zeros(20_000_000, np.float32)}
+    ids = np.arange(9000, dtype=np.uint64)
+    rows = np.ones((9000, 4096), np.float32)
+    for what, write in (
+        ("PutDenseRequest bytes", lambda: store.put_dense("weights", tensors, {})),
+        ("PushRequest bytes", lambda: store.push({"wide": (ids, rows)})),
+    ):
+        with pytest.raises(es.LimitError) as caught:
+            write()
+        assert (caught.value.field, caught.value.limit) == (what, 64 << 20)
+        assert caught.value.value > 64 << 20
+    assert store.stats().tables["wide"].rows == 0
+    store.assign("wide", ids, rows)
+    assert store.stats().tables["wide"].rows == 9000
+    assert store.delete("wide", np.arange(1 << 22, dtype=np.uint64)) == 9000
+
+
+def test_a_set_that_no_answer_holds_is_refused_by_its_size(shards: list[Shard], store: RemoteStore) -> None:
+    for shard in shards:
+        local(shard).put_dense("weights", {"w": np.zeros(20_000_000, np.float32)}, {})
+    with pytest.raises(es.LimitError) as caught:
+        store.get_dense("weights")
+    assert (caught.value.field, caught.value.limit) == ("GetDenseResponse bytes", 64 << 20)
+    assert caught.value.value > 80_000_000
