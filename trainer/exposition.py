@@ -13,9 +13,11 @@ from embedstore.credentials import Credentials, is_loopback
 from embedstore.errors import InvalidArgumentError
 from embedstore.freshness import EVENT_TO_TRAINED, Histogram
 from embedstore.server.metrics import add_distribution, histograms, serve_metrics
+from trainer.metrics import RUN_COUNTS
 
 PREFIX = "embedtrain_"
-COUNTERS = ("events", "replayed_events", "set_aside", "unscored", "tests", "steps", "skipped_steps")
+COUNTERS = {"events": "run_events", "replayed_events": "replayed_events"} | {name: f"run_{name}" for name in RUN_COUNTS}
+"""Of this run, each with its name in the report: the totals, which a cut keeps, go back to it after a kill."""
 GAUGES = ("window_hr_at_10", "window_mrr_at_10", "loss", "lag_records", "items", "users_in_memory")
 
 
@@ -50,9 +52,9 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Any]:
         """See :class:`prometheus_client.registry.Collector`."""
         report = self._report
-        for name in COUNTERS:
-            if name in report:
-                yield CounterMetricFamily(PREFIX + name, f"Since the first cut: {name}.", value=report[name])
+        for name, counted in COUNTERS.items():
+            if counted in report:
+                yield CounterMetricFamily(PREFIX + name, f"Since the start: {name}.", value=report[counted])
         for name in GAUGES:
             if report.get(name) is not None:
                 yield GaugeMetricFamily(PREFIX + name, f"Now: {name}.", value=report[name])

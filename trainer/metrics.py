@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CUTOFF: Final = 10
 WINDOW_TESTS: Final = 4096
 WINDOW_LOSSES: Final = 128
+RUN_COUNTS: Final = ("tests", "steps", "skipped_steps", "set_aside", "unscored")
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Metrics:
 
     score_from_ms: int = 0
     totals: Totals = field(default_factory=Totals)
+    _before: Totals = field(default_factory=Totals)
     _ranks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     _losses: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
 
@@ -100,6 +102,10 @@ class Metrics:
             "unscored": totals.unscored,
         }
 
+    def run(self) -> dict[str, int]:
+        """What of the counters is of this run, beside its events."""
+        return {f"run_{name}": getattr(self.totals, name) - getattr(self._before, name) for name in RUN_COUNTS}
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and values for a cut."""
         return {"ranks": self._ranks.copy(), "losses": self._losses.copy()}, dict(vars(self.totals))
@@ -109,7 +115,7 @@ class Metrics:
         unknown = set(values) ^ set(vars(self.totals))
         if unknown:
             raise InvalidArgumentError("totals", f"the cut has other counters: {sorted(unknown)}")
-        self.totals = Totals(**values)
+        self.totals, self._before = Totals(**values), Totals(**values)
         self._ranks, self._losses = arrays["ranks"], arrays["losses"]
 
 

@@ -389,6 +389,7 @@ class Trainer:
             **self.metrics.scored(),
             **self.metrics.window(),
             "run_events": self._rate.events,
+            **self.metrics.run(),
             "replayed_events": self.replayed_events,
             "events_per_s": self._rate.overall(now_s),
             "window_events_per_s": self._rate.recent(now_s),

@@ -30,6 +30,7 @@ from embedstore.server.shard import Shard
 from trainer.config import Settings, load_settings
 from trainer.cut import read_cut
 from trainer.events import EventBatch
+from trainer.exposition import Exposition
 from trainer.history import Window
 from trainer.learner import Learner, Plan
 from trainer.online import Trainer
@@ -220,6 +221,8 @@ def test_a_restart_goes_on_as_if_there_had_been_none(make_runs: Callable[..., Ru
     result = parted.run()
     assert result["replayed_events"] == 0
     assert result["run_events"] == EVENTS - BATCH * 20
+    for name in ("tests", "steps"):
+        assert result[f"run_{name}"] == expected[name] - first[name] > 0
     assert parted.watermarks() == whole.watermarks() == {stream: (EVENTS,)}
     assert parted.losses == whole.losses
     assert parted.rows() == whole.rows()
@@ -320,6 +323,12 @@ def test_a_killed_trainer_scores_no_event_twice_and_takes_in_every_one(make_runs
     assert result["events"] == EVENTS
     assert result["tests"] + result["unscored"] == whole.run()["tests"]
     assert result["unscored"] > 0
+    assert 0 < result["run_tests"] < result["tests"]
+    exposition = Exposition()
+    exposition.update(result)
+    told = {family.name.removeprefix("embedtrain_"): family for family in exposition.collect()}
+    for name in ("events", "tests", "steps", "unscored"):
+        assert told[name].samples[0].value == result[f"run_{name}"], "a counter that goes back looks like a reset"
 
 
 def test_a_lost_state_directory_costs_a_rereading_but_no_row(make_runs: Callable[..., Runs]) -> None:
