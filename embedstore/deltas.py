@@ -43,6 +43,11 @@ class DeltaInfo:
         return ROW_BYTES + 4 * (self.dim + self.state_floats)
 
     @property
+    def num_changes(self) -> int:
+        """How many changes of the chunk it carries; one that replaces it counts as one."""
+        return 1 if self.full else self.to_version - self.from_version
+
+    @property
     def full(self) -> bool:
         """Whether it replaces the chunk."""
         return self.from_version == 0

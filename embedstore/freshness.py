@@ -1,10 +1,15 @@
 """How fresh rows are, as numbers: histograms of seconds by table, and probes that travel with the rows.
 
-An event's way: *trained* when a shard has applied the push that it was part of, *published* when a delta with the
-change has been handed to a follower's connection, *visible* when the follower answers with it. A probe is an id that
-has just got its first row; whoever follows looks for it until it is there, which gives the time to first embedding as a
-reader sees it. Times are compared across processes, so they are as exact as the clocks of producers, shards and
-followers agree; what would be negative counts as 0. Everything may be called from any thread.
+A push changes chunks, each once; lag is counted for each of these changes. Their way from the event: *trained* when a
+shard has applied the push that it was part of, *published* when a delta with the change has been handed to a follower's
+connection, *visible* when the follower answers with it. A probe is an id that has just got its first row; whoever
+follows looks for it until it is there, which gives the time to first embedding as a reader sees it. Times are compared
+across processes, so they are as exact as the clocks of producers, shards and followers agree; what would be negative
+counts as 0. Everything may be called from any thread.
+
+A delta carries all changes of a chunk since the one before. Of their times the first and the last are known, and their
+number; the others are counted as if they lay evenly in between. So the histograms show what somebody would see who
+waits for each change alone, and the stages' means add up to the whole.
 """
 
 from __future__ import annotations
@@ -23,10 +28,10 @@ TIME_TO_FIRST_EMBEDDING = "time_to_first_embedding_seconds"
 SERVED_ROW_AGE = "served_row_age_seconds"
 
 MEANINGS = {
-    EVENT_TO_TRAINED: "From the latest event of a push to the moment when it had been applied.",
-    TRAINED_TO_PUBLISHED: "From a chunk's first unsent change to the moment when its delta was on a follower's call.",
-    PUBLISHED_TO_VISIBLE: "From a delta's leaving the leader to the moment when the follower answered with it.",
-    EVENT_TO_VISIBLE: "From the latest event of a chunk to the moment when a follower answered with it.",
+    EVENT_TO_TRAINED: "From the oldest event of a push to the moment when it had been applied.",
+    TRAINED_TO_PUBLISHED: "From a change of a chunk to the moment when a delta with it was on a follower's call.",
+    PUBLISHED_TO_VISIBLE: "From a change's leaving the leader to the moment when the follower answered with it.",
+    EVENT_TO_VISIBLE: "From the event of a change of a chunk to the moment when a follower answered with it.",
     TIME_TO_FIRST_EMBEDDING: "From the first event of a new id to the moment when a follower answered with its row.",
     SERVED_ROW_AGE: "Of sampled rows that were pulled: time since their last event.",
 }
@@ -95,6 +100,21 @@ class Histogram:
             self._counts[at] += count
             self._total += value * count
 
+    def observe_between(self, low: float, high: float, count: int) -> None:
+        """Count values that lie evenly from the lowest to the highest, both included; one alone is the highest."""
+        if count < 1:
+            return
+        low, high = max(min(low, high), 0.0), max(high, 0.0)
+        first, last = bisect_left(self._bounds, low), bisect_left(self._bounds, high)
+        if first == last or count == 1:
+            self.observe(high if count == 1 else (low + high) / 2, count)
+            return
+        within = [int((bound - low) / (high - low) * (count - 1)) + 1 for bound in self._bounds[first:last]]
+        with self._lock:
+            for at, (end, begin) in enumerate(zip([*within, count], [0, *within], strict=True), first):
+                self._counts[at] += end - begin
+            self._total += (low + high) / 2 * count
+
     def read(self) -> Distribution:
         """What has been counted."""
         with self._lock:
@@ -120,11 +140,18 @@ class Freshness:
 
     def observe_ms(self, measure: str, table: str, milliseconds: float, count: int = 1) -> None:
         """Count a time in milliseconds."""
+        self._histogram(measure, table).observe(milliseconds / 1000, count)
+
+    def observe_between_ms(self, measure: str, table: str, low_ms: float, high_ms: float, count: int) -> None:
+        """Count times in milliseconds that lie evenly between two."""
+        self._histogram(measure, table).observe_between(low_ms / 1000, high_ms / 1000, count)
+
+    def _histogram(self, measure: str, table: str) -> Histogram:
         histogram = self._histograms.get((measure, table))
         if histogram is None:
             with self._lock:
                 histogram = self._histograms.setdefault((measure, table), Histogram())
-        histogram.observe(milliseconds / 1000, count)
+        return histogram
 
     def read(self) -> dict[tuple[str, str], Distribution]:
         """Everything by measure and table."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from embedstore import _native
+from embedstore.changes import Changes
 from embedstore.deltas import DELTA_HEADER_BYTES as DELTA_HEADER_BYTES
 from embedstore.deltas import DeltaInfo as DeltaInfo
 from embedstore.deltas import delta_info as delta_info
@@ -110,6 +111,8 @@ class Table:
             incarnations=self._new_incarnations(),
         )
         self._mid_round = False
+        self.changes = Changes()
+        """What its owner tells of when it changed."""
 
     @property
     def native(self) -> _native.Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Self, overload
 
@@ -21,7 +20,6 @@ from embedstore.spec import TableSpec
 from embedstore.table import Table
 
 TABLES_PER_CALL_MAX = 1024
-CHANGES_KNOWN_MAX = 1024
 
 
 def wall_clock_ms() -> int:
@@ -43,7 +41,6 @@ class TableSet:
         self._set_lock = threading.Lock()
         self._changed = threading.Condition()
         self._tick = 0
-        self._changes_ms: deque[int] = deque(maxlen=CHANGES_KNOWN_MAX)
         self.freshness = Freshness()
         self._followers = 0
         self._closed = False
@@ -213,21 +210,13 @@ class TableSet:
 
     def notify(self) -> None:
         """Count a change and wake who waits for one."""
-        now_ms = self._clock_ms()
         with self._changed:
             self._tick += 1
-            self._changes_ms.append(now_ms)
             self._changed.notify_all()
 
     def tick(self) -> int:
         """The number of changes so far: tables, rows, watermarks, dense sets, closing."""
         return self._tick
-
-    def changed_ms(self, tick: int) -> int | None:
-        """When the first change after ``tick`` was (or, if it is too long ago, one after it); None: there is none."""
-        with self._changed:
-            count = min(self._tick - tick, len(self._changes_ms))
-            return self._changes_ms[-count] if count else None
 
     def wait_changed(self, tick: int, timeout_s: float) -> int:
         """Wait until the tick is no longer ``tick``, or ``timeout_s`` seconds; returns the present tick."""

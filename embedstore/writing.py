@@ -39,6 +39,15 @@ class _Push(NamedTuple):
     grads: np.ndarray
     options: dict[str, Any]
 
+    def event_times(self) -> tuple[int, int]:
+        """The oldest and the newest; 0: not known."""
+        times_ms = self.options["event_times_ms"]
+        if times_ms is None or not len(self.ids):
+            return 0, 0
+        if isinstance(times_ms, int):
+            return times_ms, times_ms
+        return int(np.min(times_ms)), int(np.max(times_ms))
+
 
 class WritableTables(TableSet):
     """A :class:`TableSet` whose rows are changed by calls. Any thread may call anything.
@@ -95,6 +104,7 @@ class WritableTables(TableSet):
                     table.push(_NO_IDS, _no_rows(table), now_ms=now_ms, origins=origins)
                 else:
                     table.push(push.ids, push.grads, origins=origins, validated=True, **push.options)
+                    table.changes.add(self._clock_ms(), *push.event_times())
 
             if origins:
                 result = self._with_origins(origins, generations, apply)
@@ -168,7 +178,7 @@ class WritableTables(TableSet):
         if origin is not None and not np.isfinite(values).all():
             # The table checks this too, but by then the origin may have mended its stream.
             raise InvalidArgumentError(f"{table}.rows", "must be finite")
-        return self._change_one(origin, table, keys, change, swept=len(keys))
+        return self._change_one(origin, table, keys, change, swept=len(keys), event_time_ms=event_time_ms)
 
     def delete(self, table: str, ids: Ids) -> int:
         """See :meth:`embedstore.interface.Store.delete`."""
@@ -194,6 +204,7 @@ class WritableTables(TableSet):
         change: Callable[[Table, int, Sequence[Origin]], None],
         *,
         swept: int = 0,
+        event_time_ms: int | None = None,
     ) -> PushResult:
         origins = [] if origin is None else [origin]
         check_origins(origins)
@@ -217,6 +228,7 @@ class WritableTables(TableSet):
             else:
                 result = PushResult()
                 change(target, now_ms, origins)
+            target.changes.add(self._clock_ms(), event_time_ms or 0, event_time_ms or 0)
             _sweep_beside(target, swept)
         self.notify()
         self._settle(origins, swept * target.row_bytes)
@@ -246,6 +258,7 @@ class WritableTables(TableSet):
             swept[name] = self._sweep(target, share_ms)
             if budget_ms is not None:
                 budget_ms = max(budget_ms - (self._clock_ms() - started_ms), 0)
+            target.changes.add(self._clock_ms())
             self.notify()
         return swept
 

@@ -64,6 +64,6 @@ class Exposition(Collector):
         for stream, position in report.get("positions", {}).items():
             positions.add_metric([stream], position)
         yield positions
-        trained = histograms(PREFIX + EVENT_TO_TRAINED, "From a batch's latest event until it was pushed.", [])
+        trained = histograms(PREFIX + EVENT_TO_TRAINED, "From a batch's oldest event until it was pushed.", [])
         add_distribution(trained, [], self._trained.read())
         yield trained

@@ -188,7 +188,7 @@ class Trainer:
         learnt = self.learner.learn(prediction, np.flatnonzero(self._learnable(batch, window)))
         event_time_ms = int(batch.event_time_ms.max())
         self._persist(lambda: self.store.push(learnt.pushes, origins=batch.origins, event_time_ms=event_time_ms))
-        self.event_to_trained.observe((self.clock.wall_ms() - event_time_ms) / 1000)
+        self.event_to_trained.observe((self.clock.wall_ms() - int(batch.event_time_ms.min())) / 1000)
         self.catalog.mark_stale(prediction.used_U)
         if learnt.loss is not None:
             if dense and learnt.pushes:

@@ -21,10 +21,11 @@ from embedstore.freshness import (
     Probe,
 )
 from embedstore.placement import chunks_of_ids
-from embedstore.table import delta_info
 
 if TYPE_CHECKING:
+    from embedstore.deltas import DeltaInfo
     from embedstore.server.intake import Holder
+    from embedstore.table import Table
     from embedstore.v1 import sync_pb2
 
 
@@ -34,34 +35,30 @@ class Arrivals:
     def __init__(self, holder: Holder, clock_ms: Callable[[], int]) -> None:
         self._holder = holder
         self._clock_ms = clock_ms
-        self._clocks_ms: dict[tuple[str, int], int] = {}
-        self._fresh: list[tuple[str, int]] = []
-        self._deltas: Counter[str] = Counter()
+        self._changes: Counter[str] = Counter()
+        self._events: Counter[tuple[str, int, int]] = Counter()
         self._probes: deque[Probe] = deque(maxlen=PROBES_MAX)
 
-    def applied(self, table: str, chunk: int, delta: bytes) -> None:
-        """One delta is visible now."""
-        clock_ms = delta_info(delta).clock_ms
-        self._deltas[table] += 1
-        if clock_ms > self._clocks_ms.get((table, chunk), 0):
-            self._clocks_ms[table, chunk] = clock_ms
-            self._fresh.append((table, clock_ms))
-
-    def dropped(self, table: str) -> None:
-        """There is no such table any more."""
-        self._clocks_ms = {key: clock_ms for key, clock_ms in self._clocks_ms.items() if key[0] != table}
+    def applied(self, table: Table, delta: DeltaInfo, part: sync_pb2.DeltaPart) -> None:
+        """One delta, of which this was the last part, is visible now."""
+        oldest_ms, newest_ms = part.oldest_event_ms, part.newest_event_ms
+        table.changes.add(self._clock_ms(), oldest_ms, newest_ms)
+        self._changes[part.table] += delta.num_changes
+        if oldest_ms > 0:
+            self._events[part.table, oldest_ms, newest_ms] += delta.num_changes
 
     def came(self, sent_ms: int, *, measured: bool) -> None:
         """All of a message that the leader let go at ``sent_ms`` has been applied. The first copy is not ``measured``:
         it is as old as it is."""
         now_ms = self._clock_ms()
         if measured:
-            for table, count in self._deltas.items():
-                self._holder.freshness.observe_ms(PUBLISHED_TO_VISIBLE, table, now_ms - sent_ms, count)
-            for table, clock_ms in self._fresh:
-                self._holder.freshness.observe_ms(EVENT_TO_VISIBLE, table, now_ms - clock_ms)
-        self._deltas.clear()
-        self._fresh.clear()
+            freshness = self._holder.freshness
+            for table, count in self._changes.items():
+                freshness.observe_ms(PUBLISHED_TO_VISIBLE, table, now_ms - sent_ms, count)
+            for (table, oldest_ms, newest_ms), count in self._events.items():
+                freshness.observe_between_ms(EVENT_TO_VISIBLE, table, now_ms - newest_ms, now_ms - oldest_ms, count)
+        self._changes.clear()
+        self._events.clear()
         self._look()
 
     def look_for(self, message: sync_pb2.Probes) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from embedstore import dense
 from embedstore._native import crc32c
+from embedstore.changes import Span
 from embedstore.errors import InvalidArgumentError
 from embedstore.freshness import TRAINED_TO_PUBLISHED
 from embedstore.placement import check_shard, chunks_of_shard
@@ -93,7 +94,7 @@ class Feed:
         self._complete_ms = 0
         self._replaced_in = 0
         self._moved = True
-        self._tick = tables.tick()
+        self._since_ms = wants.complete_until_ms or None
         self._probe, _ = tables.freshness.probes_after(0)
 
     def round(self) -> Iterator[sync_pb2.FollowResponse]:
@@ -104,9 +105,7 @@ class Feed:
         self._moved = True
         yield from self._opened_streams()
         yield from self._catalogue()
-        tick, changed_ms = self._source.tick(), self._source.changed_ms(self._tick)
-        yield from self._deltas(now_ms, as_of_ms, changed_ms or 0)
-        self._tick = tick
+        yield from self._deltas(now_ms, as_of_ms)
         yield from self._probes()
         yield from self._dense_sets()
         complete_ms = min([as_of_ms, *(feed.complete_until_ms for feed in self._tables.values())])
@@ -172,6 +171,7 @@ class Feed:
                     embeddings_only=self._embeddings_only,
                     only_chunks=self._chunks_for(table.spec),
                     deltas=self._shared,
+                    since_ms=self._since_ms,
                 )
             if feed.spec != table.spec:
                 feed.spec = table.spec
@@ -184,33 +184,39 @@ class Feed:
         if feed is not None and self._shared is not None:
             self._shared.forget_table(feed.table)
 
-    def _deltas(self, now_ms: int, as_of_ms: int, changed_ms: int) -> Iterator[sync_pb2.FollowResponse]:
+    def _deltas(self, now_ms: int, as_of_ms: int) -> Iterator[sync_pb2.FollowResponse]:
         bundle, size = sync_pb2.FollowResponse(), 0
-        changes: Counter[tuple[str, int]] = Counter()
-        share_ms = self._pace.sync_interval_ms // SHARED_PART
+        changes: Counter[tuple[str, Span]] = Counter()
+        interval_ms = self._pace.sync_interval_ms
         for name, feed in self._tables.items():
-            for index in feed.due(now_ms, self._pace.sync_interval_ms, as_of_ms, changed_ms).tolist():
-                chunk, delta, since_ms = feed.delta(index, self._monotonic_ms(), as_of_ms, share_ms)
-                for offset, data in split(delta):
+            for index in feed.due(now_ms, interval_ms, as_of_ms, self._clock_ms()).tolist():
+                delta = feed.delta(index, self._monotonic_ms(), as_of_ms, self._clock_ms(), interval_ms // SHARED_PART)
+                for offset, data in split(delta.data):
                     if size and size + len(data) > PART_BYTES_MAX:
                         yield from self._publish(bundle, changes)
                         bundle, size = sync_pb2.FollowResponse(), 0
-                    bundle.deltas.parts.add(table=name, chunk=chunk, offset=offset, length=len(delta), data=data)
+                    part = bundle.deltas.parts.add(
+                        table=name, chunk=delta.chunk, offset=offset, length=len(delta.data), data=data
+                    )
                     size += len(data)
-                changes[name, since_ms] += 1
+                if delta.span is not None:
+                    part.oldest_event_ms = delta.span.oldest_event_ms
+                    part.newest_event_ms = delta.span.newest_event_ms
+                    changes[name, delta.span] += delta.changes
         if size:
             yield from self._publish(bundle, changes)
 
     def _publish(
-        self, bundle: sync_pb2.FollowResponse, changes: Counter[tuple[str, int]]
+        self, bundle: sync_pb2.FollowResponse, changes: Counter[tuple[str, Span]]
     ) -> Iterator[sync_pb2.FollowResponse]:
         """Send it, and count how long the changes in it had waited."""
         bundle.deltas.sent_ms = self._clock_ms()
         yield bundle
         now_ms = self._clock_ms()
-        for (name, since_ms), count in changes.items():
-            if since_ms:
-                self._source.freshness.observe_ms(TRAINED_TO_PUBLISHED, name, now_ms - since_ms, count)
+        for (name, span), count in changes.items():
+            self._source.freshness.observe_between_ms(
+                TRAINED_TO_PUBLISHED, name, now_ms - span.last_ms, now_ms - span.first_ms, count
+            )
         changes.clear()
 
     def _probes(self) -> Iterator[sync_pb2.FollowResponse]:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from embedstore import dense
 from embedstore._native import crc32c
+from embedstore.deltas import delta_info
 from embedstore.errors import (
     CorruptDeltaError,
     DeltaGapError,
@@ -133,6 +134,7 @@ class Intake:
             dense_checksums=self._dense_checksums,
             sync_interval_ms=self._sync_interval_ms,
             standby=self._standby,
+            complete_until_ms=self.complete_until_ms,
         )
 
     def applied(self) -> sync_pb2.WatermarkSet | None:
@@ -207,7 +209,6 @@ class Intake:
         self._afresh.discard(name)
         self._refused.discard(name)
         self._awaited = {key for key in self._awaited if key[0] != name}
-        self._arrivals.dropped(name)
         self._holder.release(self._leader, name)
 
     def _take_part(self, part: sync_pb2.DeltaPart) -> None:
@@ -230,7 +231,7 @@ class Intake:
             self._awaited.discard(key)
             self.deltas += 1
             self.delta_bytes += len(value)
-            self._arrivals.applied(part.table, part.chunk, value)
+            self._arrivals.applied(table, delta_info(value), part)
 
     def _mine(self, name: str) -> Table | None:
         """The table, unless this leader's idea of it is not the one that is held (it was dropped or made anew)."""

@@ -76,16 +76,16 @@ class Sampler:
         now_ms = self._clock_ms()
         for name, push in pushes.items():
             times_ms = push.event_times_ms
-            latest_ms = int(np.max(times_ms)) if times_ms is not None and len(times_ms) else event_time_ms
-            if latest_ms is None or not len(push.ids):
+            oldest_ms = int(np.min(times_ms)) if times_ms is not None and len(times_ms) else event_time_ms
+            if oldest_ms is None or not len(push.ids):
                 continue
-            store.freshness.observe_ms(EVENT_TO_TRAINED, name, now_ms - latest_ms)
+            store.freshness.observe_ms(EVENT_TO_TRAINED, name, now_ms - oldest_ms)
             if name not in missing:
                 continue
             table, places = missing[name]
             ids = np.asarray(push.ids)[places]
             there = table.contains(ids)
-            each = np.full(len(ids), latest_ms) if times_ms is None else np.asarray(times_ms)[places]
+            each = np.full(len(ids), oldest_ms) if times_ms is None else np.asarray(times_ms)[places]
             store.freshness.add_probes(
                 Probe(name, int(id_), int(time_ms)) for id_, time_ms in zip(ids[there], each[there], strict=True)
             )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from embedstore.changes import Span
 from embedstore.server.parts import Cursors, to_bytes
 from embedstore.server.shared_deltas import SharedDeltas
 from embedstore.table import DELTA_HEADER_BYTES, ChunkStates, Table, delta_info
@@ -20,10 +21,26 @@ if TYPE_CHECKING:
     from embedstore.spec import TableSpec
 
 NEVER_MS = -(1 << 62)
+_NO_MS = np.iinfo(np.int64).max
+_NOTHING = (_NO_MS, 0, _NO_MS, 0)
+"""A span of no change; a time that is not known is 0 for a maximum, and this for a minimum."""
+
+
+class Outgoing(NamedTuple):
+    """A delta that is sent next. ``changes``: how many it carries beyond what was sent before; ``span``: when they were
+    made, as far as that is known."""
+
+    chunk: int
+    data: bytes
+    changes: int
+    span: Span | None
 
 
 class TableFeed:
-    """What one follower has been sent of one table."""
+    """What one follower has been sent of one table.
+
+    ``since_ms``: changes from this moment of the wall clock on are unsent, others may have been; None: nobody knows.
+    """
 
     def __init__(
         self,
@@ -33,6 +50,7 @@ class TableFeed:
         embeddings_only: bool,
         only_chunks: range | None = None,
         deltas: SharedDeltas | None = None,
+        since_ms: int | None = None,
     ) -> None:
         self.table = table
         self._deltas = deltas or SharedDeltas(lambda: False)
@@ -44,7 +62,10 @@ class TableFeed:
         self._incarnations = np.zeros(count, np.uint64)
         self._versions = np.zeros(count, np.uint64)
         self._sent_ms = np.full(count, NEVER_MS, np.int64)
-        self._changed_ms = np.zeros(count, np.int64)
+        self._seen = np.zeros(count, np.uint64)
+        self._unsent = np.tile(np.array(_NOTHING, np.int64), (count, 1))
+        self._looked_ms = since_ms
+        self._first_look = True
         self._complete_ms = np.zeros(count, np.int64)
         self._claimed_sets = np.full(count, -1, np.int64)
         self._claimed_clocks_ms = np.zeros(count, np.int64)
@@ -75,27 +96,42 @@ class TableFeed:
         self._complete_ms[touched] = 0
         self._claimed_sets[touched] = -1
 
-    def due(self, now_ms: int, interval_ms: int, as_of_ms: int, changed_ms: int = 0) -> np.ndarray:
+    def due(self, now_ms: int, interval_ms: int, as_of_ms: int, wall_ms: int) -> np.ndarray:
         """Indexes of the chunks to send now; remembers when the next one of those that must wait is due.
 
-        ``changed_ms``: when the first change since the last call was, by the wall clock; 0: not known.
+        ``wall_ms``: the wall clock, now.
         """
         states = self._states()
         changed = (states.incarnations != self._incarnations) | (states.versions != self._versions)
-        self._changed_ms[changed & (self._changed_ms == 0)] = changed_ms
+        self._note(changed, states, wall_ms)
         self._complete_ms[~changed] = as_of_ms
         early = changed & (self._sent_ms > now_ms - interval_ms)
         self.next_due_ms = int(self._sent_ms[early].min()) + interval_ms if early.any() else None
         return np.flatnonzero(changed & ~early)
+
+    def _note(self, changed: np.ndarray, states: ChunkStates, wall_ms: int) -> None:
+        """What has changed since the last look, changed since then."""
+        looked, self._looked_ms = self._looked_ms, wall_ms
+        moved = changed & (states.versions != self._seen)
+        first, self._seen = self._first_look, states.versions
+        self._first_look = False
+        if looked is None or not moved.any():
+            return
+        span = self.table.changes.since(looked)
+        if span is None:
+            if first:
+                return
+            span = Span(wall_ms, wall_ms)  # so new that it has not been told
+        self._unsent[moved] = _join(self._unsent[moved], span)
 
     def _states(self) -> ChunkStates:
         states, first = self.table.chunk_states(), self.table.chunks.start
         mine = slice(self._range.start - first, self._range.stop - first)
         return ChunkStates(*(column[mine] for column in states))
 
-    def delta(self, index: int, now_ms: int, as_of_ms: int, age_ms_max: int = 0) -> tuple[int, bytes, int]:
-        """The chunk at ``index``, its delta after what was sent before, and when the first change in it was (0: not
-        known). One that was made for another follower, at most ``age_ms_max`` ago, will do."""
+    def delta(self, index: int, now_ms: int, as_of_ms: int, wall_ms: int, age_ms_max: int = 0) -> Outgoing:
+        """The delta of the chunk at ``index`` after what was sent before. One that was made for another follower, at
+        most ``age_ms_max`` ago, will do."""
         chunk = int(self._chunks[index])
         made = self._deltas.delta(
             self.table,
@@ -113,8 +149,13 @@ class TableFeed:
         watermarks = data[DELTA_HEADER_BYTES : DELTA_HEADER_BYTES + info.watermark_bytes]
         self._claimed_sets[index] = self._number(watermarks)
         self._claimed_clocks_ms[index] = info.clock_ms
-        changed_ms, self._changed_ms[index] = int(self._changed_ms[index]), 0
-        return chunk, data, changed_ms
+        span = _span(self._unsent[index])
+        self._unsent[index] = _NOTHING
+        if info.to_version < self._seen[index]:  # it was made before what was seen last
+            rest = self.table.changes.since(wall_ms - (now_ms - made.made_ms))
+            if rest is not None:
+                self._unsent[index] = _join(self._unsent[index], rest)
+        return Outgoing(chunk, data, info.num_changes, span)
 
     def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
         """Watermarks and clocks that moved since the last one, of chunks that stand where the follower stands."""
@@ -173,6 +214,18 @@ def encode_watermarks(positions: Mapping[str, int]) -> bytes:
     names = sorted((stream.encode(), position) for stream, position in positions.items())
     section = b"".join(struct.pack("<H", len(name)) + name + struct.pack("<q", position) for name, position in names)
     return section + bytes(-len(section) % 8)
+
+
+def _join(spans: np.ndarray, span: Span) -> np.ndarray:
+    """Spans in rows, each with this one added."""
+    lowest = np.minimum(spans, [span.first_ms, 0, span.oldest_event_ms or _NO_MS, 0])
+    highest = np.maximum(spans, [0, span.last_ms, 0, span.newest_event_ms])
+    return np.asarray(np.where([True, False, True, False], lowest, highest))
+
+
+def _span(numbers: np.ndarray) -> Span | None:
+    first, last, oldest, newest = numbers.tolist()
+    return Span(first, last, oldest if newest else 0, newest) if last else None
 
 
 def _common(a: range, b: range) -> range:

@@ -43,7 +43,7 @@ class FollowRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., wants: _Optional[_Union[FollowWants, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., rewind: _Optional[_Union[FollowRewind, _Mapping]] = ...) -> None: ...
 
 class FollowWants(_message.Message):
-    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms", "standby")
+    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms", "standby", "complete_until_ms")
     class DenseChecksumsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,13 +57,15 @@ class FollowWants(_message.Message):
     DENSE_CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     SYNC_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableCursors]
     only_tables: _containers.RepeatedScalarFieldContainer[str]
     embeddings_only: bool
     dense_checksums: _containers.ScalarMap[str, int]
     sync_interval_ms: int
     standby: StandbyPlace
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ..., standby: _Optional[_Union[StandbyPlace, _Mapping]] = ...) -> None: ...
+    complete_until_ms: int
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ..., standby: _Optional[_Union[StandbyPlace, _Mapping]] = ..., complete_until_ms: _Optional[int] = ...) -> None: ...
 
 class StandbyPlace(_message.Message):
     __slots__ = ("shard", "num_shards", "address")
@@ -164,18 +166,22 @@ class Probe(_message.Message):
     def __init__(self, table: _Optional[str] = ..., id: _Optional[int] = ..., event_time_ms: _Optional[int] = ...) -> None: ...
 
 class DeltaPart(_message.Message):
-    __slots__ = ("table", "chunk", "offset", "length", "data")
+    __slots__ = ("table", "chunk", "offset", "length", "data", "oldest_event_ms", "newest_event_ms")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_EVENT_MS_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_EVENT_MS_FIELD_NUMBER: _ClassVar[int]
     table: str
     chunk: int
     offset: int
     length: int
     data: bytes
-    def __init__(self, table: _Optional[str] = ..., chunk: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    oldest_event_ms: int
+    newest_event_ms: int
+    def __init__(self, table: _Optional[str] = ..., chunk: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ..., oldest_event_ms: _Optional[int] = ..., newest_event_ms: _Optional[int] = ...) -> None: ...
 
 class DensePart(_message.Message):
     __slots__ = ("name", "offset", "length", "crc32c", "data")

@@ -196,8 +196,8 @@ def test_a_heartbeat_does_not_repeat_what_the_deltas_said() -> None:
             store.open_stream(stream, 7)
         store.push({"items": ones(range(100), 4)}, origins=[Origin("b", 7, 9)], event_time_ms=1_700_000_000_000)
         feed = TableFeed(store.table("items"), None, embeddings_only=True)
-        for index in feed.due(0, 1, 1):
-            feed.delta(index, 0, 1)
+        for index in feed.due(0, 1, 1, 1):
+            feed.delta(index, 0, 1, 1)
         assert feed.heartbeat() is None
         store.push({}, origins=[Origin("b", 9, 10)])
         said = feed.heartbeat()
@@ -223,8 +223,8 @@ def test_a_heartbeat_claims_nothing_for_a_chunk_that_moves_under_its_eyes() -> N
     feed = TableFeed(table, None, embeddings_only=True)
     [busy] = chunks_of_ids(np.array([7], np.uint64), ITEMS.num_chunks).tolist()
     for _ in range(3):
-        for index in feed.due(0, 0, 1):
-            feed.delta(index, -1, 1)
+        for index in feed.due(0, 0, 1, 1):
+            feed.delta(index, -1, 1, 1)
         said = feed.heartbeat()
         assert said is not None
         claimed = np.frombuffer(said.chunks, "<u4").tolist()

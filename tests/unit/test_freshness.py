@@ -32,6 +32,18 @@ def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], shar
     assert low <= found <= high
 
 
+@given(st.floats(0, 4000), st.floats(-1, 4000), st.integers(1, 500))
+def test_values_between_two_are_counted_as_if_each_were_known(low: float, high: float, count: int) -> None:
+    histogram = Histogram()
+    histogram.observe_between(low, high, count)
+    low, high = max(min(low, high), 0.0), max(high, 0.0)
+    each = np.linspace(low, high, count) if count > 1 else np.array([high])
+    found, expected = histogram.read(), counted(each.tolist()).read()
+    assert sum(found.counts) == count
+    assert np.abs(np.cumsum(found.counts) - np.cumsum(expected.counts)).max() <= 1, "but for rounding at a bound"
+    assert math.isclose(found.total, expected.total, rel_tol=1e-9, abs_tol=BOUNDS_S[0] * count)
+
+
 @given(SECONDS, SECONDS)
 def test_counts_of_two_processes_add_up(a: list[float], b: list[float]) -> None:
     key = ("m", "t")
