@@ -20,7 +20,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import grpc
 
-from embedstore.errors import InvalidArgumentError
+from embedstore.certificates import Validity, validity
+from embedstore.errors import InvalidArgumentError, UnavailableError
+from embedstore.status import from_rpc_error, is_refusal
 
 ENVIRONMENT_PREFIX = "EMBEDSTORE_"
 AUTHORIZATION = "authorization"
@@ -64,6 +66,7 @@ class Credentials:
     token_file: Path | None = None
     _last: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _settled: dict[Path, tuple[Stamp, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known: dict[Path, tuple[Stamp, Validity]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
@@ -158,6 +161,34 @@ class Credentials:
                 context.load_verify_locations(self.tls_ca)
             except OSError as error:
                 raise InvalidArgumentError("tls_ca", f"{self.tls_ca} holds no certificates: {error}") from error
+
+    def validity(self) -> Validity | None:
+        """From when until when this process's certificate holds; None without one. One that cannot be read, because it
+        is being replaced, is what it was."""
+        path = self.tls_cert
+        if path is None:
+            return None
+        stamp, known = stamp_of(path), self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
+            found = validity(read_file("tls_cert", path))
+        except InvalidArgumentError:  # which whoever uses the file reports
+            found = None
+        if found is None:
+            return None if known is None else known[1]
+        self._known[path] = stamp, found
+        return found
+
+    def explain(self, error: grpc.RpcError, address: str) -> Exception:
+        """What a call to ``address`` that failed raises. A server that refuses this process's certificate says nothing
+        and hangs up, so where nobody has answered, a certificate that does not hold is told of."""
+        found, held = from_rpc_error(error, address), self.validity()
+        problem = held.problem() if held is not None else ""
+        if not problem or is_refusal(error) or not isinstance(found, UnavailableError):
+            return found
+        told = f"this process's certificate {self.tls_cert} {problem}, so servers that ask for one refuse it"
+        return UnavailableError(found.address, f"{found.problem}; {told}")
 
     def stamp(self) -> tuple[Stamp, ...]:
         """Differs once a certificate, key or authority on disk is another."""

@@ -96,6 +96,8 @@ def first_record(peers: Mapping[str, Peer], patience: Patience) -> Topology:
     deadline, never = Deadline(patience), threading.Event()
     while True:
         waiting = {address: peer for address, peer in peers.items() if address not in found}
+        for peer in waiting.values():
+            peer.renew()
         answers = ask(waiting, patience.timeout_s)
         for address, answer in answers.found.items():
             if answer.standby and not is_complete(topology_from_proto(answer.topology)):

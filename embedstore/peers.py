@@ -20,7 +20,7 @@ import grpc
 from embedstore.credentials import Credentials
 from embedstore.errors import ClosedError, InvalidArgumentError
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import METADATA_BYTES_MAX, from_rpc_error
+from embedstore.status import METADATA_BYTES_MAX
 from embedstore.wire import MESSAGE_BYTES_MAX
 
 CHANNEL_OPTIONS = (
@@ -166,7 +166,7 @@ class Peer:
 
     def explain(self, error: Exception) -> Exception:
         """What a call that failed with ``error`` raises."""
-        return from_rpc_error(error, self.address) if isinstance(error, grpc.RpcError) else error
+        return self._credentials.explain(error, self.address) if isinstance(error, grpc.RpcError) else error
 
     def close(self) -> None:
         """Cancel what is in flight and let the connections go."""

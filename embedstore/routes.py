@@ -13,7 +13,7 @@ import grpc
 from embedstore.client_streams import ClientStreams
 from embedstore.errors import ClosedError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.peers import Peer
-from embedstore.status import SILENT, Topology, from_rpc_error, is_refusal
+from embedstore.status import SILENT, Topology, is_refusal
 from embedstore.wire import check_message
 
 
@@ -112,8 +112,8 @@ class Work:
             self.outcomes[i] = outcome
             return
         assert self.route is not None
-        address = self.route.address(self.calls[i].shard)
-        error = from_rpc_error(outcome, address)
+        peer = self.route.peers[self.calls[i].shard]
+        address, error = peer.address, peer.explain(outcome)
         if isinstance(error, UnavailableError) and error.address != address:
             error = UnavailableError(address, f"{error.address}: {error.problem}")
         silent = outcome.code() in SILENT

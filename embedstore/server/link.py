@@ -22,7 +22,6 @@ from embedstore.errors import InvalidArgumentError
 from embedstore.interface import LeaderState
 from embedstore.peers import CHANNEL_OPTIONS
 from embedstore.server.parts import Cursors
-from embedstore.status import from_rpc_error
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
 
 if TYPE_CHECKING:
@@ -253,7 +252,7 @@ class LeaderLink:
             if not called_away:
                 self._take_all(responses, requests)
         except grpc.RpcError as error:
-            self._note(str(from_rpc_error(error, address)))
+            self._note(str(self._credentials.explain(error, address)))
             # The error is the call, and its traceback holds it in a cycle. A call that is still there when the
             # interpreter ends waits in its destructor for a lock that a thread of gRPC may have died with.
             error.__traceback__ = None

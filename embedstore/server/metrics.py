@@ -96,13 +96,26 @@ def distributions(found: Any) -> Iterator[Family]:
         yield family
 
 
+class CertificateExpiry(Collector):
+    """When the process's certificate ends, if it has one."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def collect(self) -> Iterator[Any]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        held = self._credentials.validity()
+        meaning = "When the process's certificate expires."
+        yield _gauge("certificate_expiry_timestamp_seconds", meaning, None if held is None else held.ends_s)
+
+
 def serve_metrics(
     listen: str, collectors: Iterable[Collector], credentials: Credentials, *, mtls: bool
 ) -> ScrapeServer:
     """Answer scrapes at host:port, over TLS where there is a certificate, until the server is told to ``stop``."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    for collector in collectors:
+    for collector in [CertificateExpiry(credentials), *collectors]:
         registry.register(collector)
     host, _, port = listen.rpartition(":")
     try:

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import logging
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health
 
+from embedstore.certificates import moment
 from embedstore.credentials import AUTHORIZATION, BEARER, Credentials, read_file, stamp_of
 from embedstore.errors import (
     EmbedstoreError,
@@ -42,6 +44,8 @@ UNKNOWN_METHOD = "unknown"
 """As a label: callers choose the names of methods that are not there."""
 _REFLECTION = "ServerReflectionInfo"
 _SHA256_CHARS = 64
+WARN_S = 7 * 86_400.0
+LOOK_INTERVAL_S = 86_400.0
 OPEN_CALLS_MAX = 32
 """Calls at once that need no token, so that those who have none keep no others from theirs."""
 
@@ -181,22 +185,40 @@ def server_credentials(credentials: Credentials, *, mtls: bool) -> grpc.ServerCr
         return None
     if mtls and credentials.tls_ca is None:
         raise InvalidArgumentError("tls_ca", "is needed for mtls: who callers' certificates must come from")
-    stamp = credentials.stamp()
+    stamp, looked_s = credentials.stamp(), time.monotonic()
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal stamp
+        nonlocal stamp, looked_s
         now = credentials.stamp()
         if now == stamp:
+            if time.monotonic() - looked_s >= LOOK_INTERVAL_S:
+                looked_s = time.monotonic()
+                warn_of_end(credentials)
             return None
         try:
             configuration = _configuration(credentials, mtls)
         except InvalidArgumentError as error:
             log.error("the certificate stays as it was: %s", error)
             return None
-        stamp = now
+        stamp, looked_s = now, time.monotonic()
+        warn_of_end(credentials)
         return configuration
 
+    warn_of_end(credentials)
     return grpc.dynamic_ssl_server_credentials(_configuration(credentials, mtls), renewed, mtls)  # type: ignore[arg-type]
+
+
+def warn_of_end(credentials: Credentials) -> None:
+    """Say in the log when the process's certificate does not hold, or not for long any more: in its last week, or its
+    last quarter where that is shorter."""
+    held = credentials.validity()
+    if held is None:
+        return
+    left_s = held.ends_s - time.time()
+    if problem := held.problem():
+        log.error("the certificate %s %s: callers refuse it", credentials.tls_cert, problem)
+    elif left_s < min(WARN_S, (held.ends_s - held.begins_s) / 4):
+        log.warning("the certificate %s expires on %s", credentials.tls_cert, moment(held.ends_s))
 
 
 def _configuration(credentials: Credentials, mtls: bool) -> grpc.ServerCertificateConfiguration:

@@ -136,7 +136,16 @@ def test_metrics_go_over_tls_where_the_port_does(start: Callable[..., Shard], tm
         scraped(shard, context)
     assert client.tls_cert is not None
     context.load_cert_chain(client.tls_cert, client.tls_key)
-    assert scraped(shard, context)["ready",] == 1
+    found = scraped(shard, context)
+    assert found["ready",] == 1
+    assert 0 < found["certificate_expiry_timestamp_seconds",] - time.time() < 2 * 86_400
+    assert server.tls_cert is not None
+    ends_s = time.time() + 50_000
+    renewed = authority.lasting("renewed", time.time() - 60, ends_s)
+    for new, old in ((renewed.tls_key, server.tls_key), (renewed.tls_cert, server.tls_cert)):
+        assert new is not None and old is not None
+        new.replace(old)
+    assert scraped(shard, context)["certificate_expiry_timestamp_seconds",] == int(ends_s)
 
 
 def test_a_port_in_use_is_told_and_leaves_nothing_open(start: Callable[..., Shard]) -> None:

@@ -23,6 +23,7 @@ LAYERS = (
     {"messages", "status", "wire", "wire_columns", "wire_pull", "wire_push"},
     {
         "batches",
+        "certificates",
         "client",
         "client_streams",
         "cluster",
