@@ -100,6 +100,7 @@ class ScrapeServer(ThreadingMixIn, HTTPServer):
 
     def stop(self) -> None:
         """Answer nobody any more."""
+        _cut(self.socket)  # the thread looks up now, not when it would have by itself
         self.shutdown()
         self.server_close()
         self._thread.join()

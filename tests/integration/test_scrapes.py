@@ -109,3 +109,10 @@ def test_odd_names_are_escaped(stack: ExitStack, registry: CollectorRegistry) ->
     stack.callback(server.stop)
     [line] = [line for line in scraped(server).split("\n") if line.startswith("odd{")]
     assert line == 'odd{name="a\\"b\\\\c\\nd{}é€\u2028"} 7.0'
+
+
+def test_a_server_that_nobody_asks_ends_at_once(registry: CollectorRegistry) -> None:
+    began_s = time.monotonic()
+    for _ in range(5):
+        ScrapeServer("127.0.0.1", 0, registry, PLAIN, mtls=False).stop()
+    assert time.monotonic() - began_s < 1.5
