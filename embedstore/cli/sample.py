@@ -32,6 +32,8 @@ Followers = Annotated[
 class Member:
     """One process and what it said. ``role``: shard i/n, follower, standby i/n, fenced i/n (others have its place), or
     replaced i/n (they have, and it does not know yet). ``problem``: why there are no ``stats``, or who has its place.
+    ``place``: that i and n; ``synced``: everything that its leaders have has been there once; ``own``: the address that
+    it gives as its own.
     """
 
     address: str
@@ -39,6 +41,14 @@ class Member:
     epoch: int
     stats: StoreStats | None
     problem: str = ""
+    place: tuple[int, int] = (0, 1)
+    synced: bool = True
+    own: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Of all tables."""
+        return sum(table.rows for table in self.stats.tables.values()) if self.stats is not None else 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,22 @@ class Sample:
     def stats(self) -> list[StoreStats]:
         """Of those that have some."""
         return [member.stats for member in self.members if member.stats is not None]
+
+    @property
+    def standbys(self) -> set[str]:
+        """Addresses of the standbys that what is durable waits for."""
+        return {address for stats in self.stats for address in stats.standbys}
+
+    def copied_share(self, member: Member) -> float | None:
+        """How much of its first copy a follower or standby has, by the number of rows; None: not known, or over."""
+        shards = [other for other in self.members if other.role.startswith("shard")]
+        num_shards = len(shards)
+        if member.synced or not shards or any(o.stats is None or o.place[1] != num_shards for o in shards):
+            return None
+        shard, parts = member.place if member.role.startswith("standby") else (0, 1)
+        rows = sum(other.rows for other in shards if parts != num_shards or other.place[0] == shard)
+        wanted = rows if parts in (1, num_shards) else rows / parts
+        return min(member.rows / wanted, 1.0) if wanted else None
 
     def links(self) -> list[dict[str, Any]]:
         """Who follows whom, as leaders see it."""
@@ -151,16 +177,18 @@ class _Look:
         problem = "" if stats is not None else str(self._problems.get(address, ""))
         if told is None:
             return Member(address, "?", 0, stats, problem)
-        epoch, place = told.topology.epoch, f"{told.shard}/{told.num_shards}"
-        if told.follower and not told.standby:
-            return Member(address, "follower", epoch, stats, problem)
-        if told.standby:
-            return Member(address, f"standby {place}", epoch, stats, problem)
+        epoch, role = told.topology.epoch, "shard"
         here = {address, told.address} & set(self._newest.addresses)
-        if told.fenced or (epoch < self._newest.epoch and not here):
-            role = "fenced" if told.fenced else "replaced"
-            return Member(address, f"{role} {place}", epoch, stats, f"{address}: {self._replaced(told)}")
-        return Member(address, f"shard {place}", epoch, stats, problem)
+        if told.standby:
+            role = "standby"
+        elif told.follower:
+            role = "follower"
+        elif told.fenced or (epoch < self._newest.epoch and not here):
+            role, problem = "fenced" if told.fenced else "replaced", f"{address}: {self._replaced(told)}"
+        place = told.shard, told.num_shards
+        shown = role if role == "follower" else f"{role} {told.shard}/{told.num_shards}"
+        synced = told.synced or not told.follower
+        return Member(address, shown, epoch, stats, problem, place, synced, told.address)
 
     def _replaced(self, told: admin_pb2.TopologyResponse) -> str:
         """Who has the place of a process that others have taken it from."""

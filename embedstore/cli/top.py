@@ -82,7 +82,7 @@ def facts(before: Sample, now: Sample) -> dict[str, Any]:
     """What is shown, as plain values; rates are over the time between the two looks, 0 without one."""
     seconds = now.at_s - before.at_s
     known = {member.address: member.stats for member in before.members}
-    members = [_member(member, known.get(member.address), seconds) for member in now.members]
+    members = [_member(member, known.get(member.address), seconds) | _copy(now, member) for member in now.members]
     shards = [member.stats for member in now.members if member.stats is not None and member.role.startswith("shard")]
     earlier = [known.get(member.address) for member in now.members if member.role.startswith("shard")]
     tables = _tables(shards, [each for each in earlier if each], seconds)
@@ -98,7 +98,7 @@ def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[s
         "address": member.address,
         "role": member.role,
         "epoch": member.epoch,
-        "rows": sum(table.rows for table in tables),
+        "rows": member.rows,
         "memory_bytes": sum(table.memory_bytes for table in tables),
         "pulled_rows_per_s": _rate(stats, before, "pulled_rows", seconds),
         "pushed_rows_per_s": _rate(stats, before, "pushed_rows", seconds),
@@ -108,6 +108,20 @@ def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[s
         "uptime_s": stats.uptime_s,
     }
     return shown | ({"problem": member.problem} if member.problem else {})
+
+
+def _copy(now: Sample, member: Member) -> dict[str, Any]:
+    """What there is to say of one that follows only."""
+    shown: dict[str, Any] = {}
+    if member.role.startswith("standby"):
+        shown["listed"] = not now.standbys.isdisjoint({member.address, member.own})
+    if shown or member.role == "follower":
+        shown["synced"] = member.synced
+    away = [leader.address for leader in member.stats.leaders if not leader.connected] if member.stats else []
+    if shown and away and not member.problem:
+        shown["problem"] = f"is not connected to {', '.join(away)}"
+    share = now.copied_share(member)
+    return shown if share is None else shown | {"copied_share": share}
 
 
 def _rate(now: StoreStats, before: StoreStats | None, counter: str, seconds: float, table: str | None = None) -> float:

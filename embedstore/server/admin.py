@@ -105,7 +105,7 @@ class AdminService:
             address=self._serving.advertised,
             fenced=self._serving.fenced,
             num_shards=self._serving.num_shards,
-            synced=self._serving.takeover is not None and self._serving.takeover.synced,
+            synced=bool(self._serving.synced),
             previous=None if previous is None else topology_to_proto(previous),
         )
 

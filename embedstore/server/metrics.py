@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PREFIX = "embedstore_"
 REQUEST_BOUNDS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = ("rows", "memory_bytes", "chunks", "tombstones", "sketch_bytes")
+_OF_WRITES = ("pushed_rows", "inserted_rows", "dropped_rows", "sketch_halvings")
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
@@ -63,16 +64,21 @@ class Exposition(Collector):
         yield _gauge("ready", "1 when rows can be read.", serving.ready)
         yield _gauge("fenced", "1 when others have taken this process's place.", serving.fenced)
         yield _gauge("epoch", "Of the topology record that is served.", serving.topology.epoch)
+        if serving.synced is not None:
+            yield _gauge("synced", "1 once everything that the leaders have has been here.", serving.synced)
         yield from self._request_families()
         try:
             stats = serving.stats()
         except (UnavailableError, ClosedError):
             return
-        yield from _tables(stats)
-        yield from _streams(stats)
+        leads = serving.synced is None
+        yield from _tables(stats, leads=leads)
+        yield from _streams(stats, leads=leads)
         yield from _replication(stats)
         yield from distributions(stats.distributions)
         yield _gauge("uptime_seconds", "Since the store was opened.", stats.uptime_s)
+        if not leads:
+            return
         yield _gauge("corrupt_chunks", "Chunks that fell back at the last start.", stats.corrupt_chunks)
         yield _gauge("last_checkpoint_timestamp_seconds", "Of the last checkpoint; 0: none.", stats.last_checkpoint_s)
 
@@ -126,8 +132,10 @@ def serve_metrics(
     return server
 
 
-def _tables(stats: StoreStats) -> Iterator[Family]:
+def _tables(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
     for column in fields(TableStats):
+        if column.name in _OF_WRITES and not leads:
+            continue
         words = column.name.replace("_", " ")
         size = column.name in _SIZES
         family = (
@@ -140,12 +148,13 @@ def _tables(stats: StoreStats) -> Iterator[Family]:
         yield family
 
 
-def _streams(stats: StoreStats) -> Iterator[Family]:
+def _streams(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
     positions = _gauge("stream_position", "Up to where all chunks have a stream.", None, ["stream", "state"])
     for stream, state in stats.streams.items():
         if not is_client(stream):
             positions.add_metric([stream, "applied"], state.applied)
-            positions.add_metric([stream, "durable"], state.durable)
+            if leads:
+                positions.add_metric([stream, "durable"], state.durable)
     yield positions
 
 

@@ -21,6 +21,7 @@ from embedstore.store import LocalStore
 
 if TYPE_CHECKING:
     from embedstore.interface import StoreStats
+    from embedstore.server.follow import FollowerStore
     from embedstore.server.leader import SyncServicer
     from embedstore.server.takeover import Takeover
     from embedstore.table_set import TableSet
@@ -55,6 +56,7 @@ class Serving:
         self._advertised = advertised
         self._lock = threading.Lock()
         self._store: TableSet | None = None
+        self._copy: FollowerStore | None = None
         self._sync: SyncServicer | None = None
 
     @property
@@ -66,6 +68,11 @@ class Serving:
     def ready(self) -> bool:
         """Whether the store has been recovered, and may be read."""
         return self._store is not None and not self.standby
+
+    @property
+    def synced(self) -> bool | None:
+        """Of a follower and a standby whether everything that its leaders have has been here once; None: it is none."""
+        return self._copy.synced if self._copy is not None and self.follower else None
 
     def known_topology(self) -> Topology:
         """The record to tell others: a standby's is that of its leaders."""
@@ -111,6 +118,10 @@ class Serving:
             )
         self.adopt(topology)
         return topology
+
+    def receive(self, copy: FollowerStore) -> None:
+        """What comes from the leaders: its numbers are told before it may be read."""
+        self._copy = copy
 
     def serve(self, store: TableSet, sync: SyncServicer) -> None:
         """Answer from now on. A store that remembers a newer record goes by it."""
@@ -184,7 +195,11 @@ class Serving:
         return self._sync
 
     def stats(self) -> StoreStats:
-        """Numbers of the store and of those who follow it; :class:`UnavailableError` while there is none yet."""
+        """Numbers of the store, as far as it is there, and of those who follow it; :class:`UnavailableError` while
+        there is none yet."""
+        if self._store is None and self._copy is not None:
+            # Nothing is visible there before somebody may read it.
+            return replace(self._copy.stats(), distributions={})
         stats, sync = self.store().stats(), self.sync()
         return replace(stats, followers=sync.followers, follower_states=sync.follower_states())
 

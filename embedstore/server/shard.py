@@ -251,6 +251,7 @@ class Shard:
                 credentials=options.credentials,
             )
             self._store = follower
+            self._serving.receive(follower)
             self._in_background("await-sync", lambda: self._await_sync(follower))
         else:
             store = LocalStore(
@@ -279,6 +280,7 @@ class Shard:
             credentials=options.credentials,
         )
         self._standby = standby
+        self._serving.receive(standby)
 
         def lead(store: LocalStore) -> None:
             self._store = store

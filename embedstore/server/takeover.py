@@ -83,11 +83,6 @@ class Takeover:
         addresses = tuple(leaders.addresses[shard] for shard in range(leaders.num_shards))
         return Topology(leaders.epoch, addresses, leaders.num_shards)
 
-    @property
-    def synced(self) -> bool:
-        """Whether everything that the leaders have has been here at least once."""
-        return self._standby.synced
-
     def activate(self, topology: Topology | None, *, force: bool, timeout_s: float) -> Topology:
         """Take over; returns the record that holds now. None: the place of the leader that is followed.
 

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import embedstore as es
 from embedstore.credentials import PLAIN
 from embedstore.freshness import MEANINGS, TIME_TO_FIRST_EMBEDDING
+from embedstore.placement import chunks_of_ids
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 
@@ -115,13 +116,74 @@ def test_a_shard_says_what_it_holds_and_what_it_refused(start: Callable[..., Sha
     assert not any("client/" in label for key in found for label in key)
 
 
-def test_the_manual_lists_every_metric(start: Callable[..., Shard]) -> None:
+def test_a_standby_tells_what_it_has_and_how_old_it_is(start: Callable[..., Shard], tmp_path: Path) -> None:
+    leader = start(tables=[TABLE], data=tmp_path / "leader")
+    standby = start(follow=[leader.address], standby=True, data=tmp_path / "standby")
+    with es.connect(leader.address) as store:
+        store.open_stream("topic/0", 0)
+        store.push({"items": ([1, 2, 3], np.ones((3, 2)))}, origins=[es.Origin("topic/0", 0, 9)])
+        until(lambda: scraped(standby).get(("rows", "items")) == 3)
+    until(lambda: scraped(standby)["synced",] == 1)
+    found = scraped(standby)
+    assert (found["ready",], found["memory_bytes", "items"] > 0) == (0, True)
+    assert found["leader_connected", leader.address] == 1
+    assert found["leader_age_seconds", leader.address] < TIMEOUT_S
+    assert found["stream_position", "applied", "topic/0"] == 9
+    assert not any(key[0].startswith(measure) for key in found for measure in MEANINGS)
+    assert ("synced",) not in scraped(leader)
+
+
+def test_a_follower_tells_what_it_has_before_its_first_copy_is_complete(start: Callable[..., Shard]) -> None:
+    port = free_port()
+    peers = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
+    leader = start(tables=[TABLE], num_shards=2, peers=peers, listen=peers[0])
+    assert leader._serving.writable().push(own_rows(TABLE, leader))
+    follower = start(follow=[leader.address])
+    until(lambda: scraped(follower).get(("rows", "items"), 0) > 0)
+    found = scraped(follower)
+    assert (found["ready",], found["synced",]) == (0, 0)
+    assert (found["leader_connected", peers[0]], found["leader_connected", peers[1]]) == (1, 0)
+    assert found["leader_age_seconds", peers[1]] == np.inf
+
+
+def own_rows(table: es.TableSpec, shard: Shard) -> dict[str, Any]:
+    """Of ten ids those that belong to this one of two shards."""
+    ids = np.arange(10, dtype=np.uint64)
+    ids = ids[chunks_of_ids(ids, table.num_chunks) < table.num_chunks // 2]
+    return {table.name: (ids, np.ones((len(ids), table.dim)))}
+
+
+def test_a_follower_says_nothing_of_what_only_shards_have(start: Callable[..., Shard], tmp_path: Path) -> None:
+    """An alert on an old checkpoint, or on what is not durable, is about shards."""
+    leader = start(tables=[TABLE], data=tmp_path)
+    follower = start(follow=[leader.address])
+    with es.connect(leader.address) as store:
+        store.open_stream("topic/0", 0)
+        store.push({"items": ([1, 2, 3], np.ones((3, 2)))}, origins=[es.Origin("topic/0", 0, 9)])
+        until(lambda: scraped(follower).get(("stream_position", "applied", "topic/0")) == 9)
+    only = {
+        ("stream_position", "durable", "topic/0"),
+        ("last_checkpoint_timestamp_seconds",),
+        ("corrupt_chunks",),
+        ("pushed_rows_total", "items"),
+        ("inserted_rows_total", "items"),
+        ("dropped_rows_total", "items"),
+        ("sketch_halvings_total", "items"),
+    }
+    assert only <= scraped(leader).keys()
+    assert not only & scraped(follower).keys()
+
+
+def test_the_manual_lists_every_metric(start: Callable[..., Shard], tmp_path: Path) -> None:
     leader = start(tables=[TABLE])
-    start(follow=[leader.address])
+    follower = start(follow=[leader.address])
+    standby = start(follow=[leader.address], standby=True, data=tmp_path)
     manual = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     listed = set(re.findall(r"`embedstore_([a-z_]+)", manual))
-    with urllib.request.urlopen(f"http://{leader.metrics_address}/metrics", timeout=10) as answer:
-        families = {family.name for family in text_string_to_metric_families(answer.read().decode())}
+    families: set[str] = set()
+    for shard in (leader, follower, standby):
+        with urllib.request.urlopen(f"http://{shard.metrics_address}/metrics", timeout=10) as answer:
+            families |= {family.name for family in text_string_to_metric_families(answer.read().decode())}
     told = {name.removeprefix("embedstore_") for name in families if name.startswith("embedstore_")}
     assert {name.removesuffix("_total") for name in listed} == told
     assert listed >= set(MEANINGS)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,51 @@ def test_a_follower_that_has_nothing_yet_is_shown(start: Callable[..., Shard]) -
         for line in done.stdout.splitlines():
             strict(line)
         assert "Traceback" not in done.stderr
+
+
+def test_a_standby_is_shown_as_what_it_is(start: Callable[..., Shard], tmp_path: Path) -> None:
+    leader = start(tables=[TABLE], data=tmp_path / "leader")
+    standby = start(follow=[leader.address], standby=True, data=tmp_path / "standby")
+    with es.connect(leader.address) as store:
+        store.push({"items": ([1, 2, 3], np.ones((3, 2)))})
+    row: dict[str, Any] = {}
+    until_s = time.monotonic() + TIMEOUT_S
+    while not (row.get("listed") and row.get("rows")):
+        assert time.monotonic() < until_s
+        shown = take(leader.address, standby.address, TIMEOUT_S)
+        _, row = facts(shown, shown)["members"]
+    assert (row["role"], row["synced"], row["rows"]) == ("standby 0/1", True, 3)
+    assert 0 <= row["age_s"] < TIMEOUT_S
+    assert "problem" not in row
+    done = run(["top", "--once", "--interval-s", "0.1", "--servers", leader.address, "--followers", standby.address])
+    assert (done.returncode, "is a standby" in done.stdout, "listed" in done.stdout) == (0, False, True)
+
+
+def test_how_much_of_a_first_copy_is_there_is_shown() -> None:
+    def member(role: str, rows: int, **more: Any) -> Member:
+        with es.open(None, [TABLE]) as store:
+            if rows:
+                store.push({"items": (np.arange(rows, dtype=np.uint64), np.ones((rows, 2)))})
+            return Member(f"{role}:1", role, 1, store.stats(), **more)
+
+    shards = [member(f"shard {i}/2", rows, place=(i, 2)) for i, rows in enumerate((100, 300))]
+    copies = [
+        member("standby 1/2", 30, place=(1, 2), synced=False),
+        member("standby 0/4", 50, place=(0, 4), synced=False),
+        member("follower", 100, synced=False),
+        member("follower", 400),
+    ]
+    shown = Sample(time.monotonic(), (*shards, *copies))
+    rows = facts(shown, shown)["members"][2:]
+    assert [row.get("copied_share") for row in rows] == [0.1, 0.5, 0.25, None]
+    assert [row.get("synced") for row in rows] == [False, False, False, True]
+    stats = shards[0].stats
+    assert stats is not None
+    away = replace(stats, leaders=(LeaderState("a:1", False, 9.0, 1, 0),))
+    shown = Sample(time.monotonic(), (replace(copies[3], stats=away),))
+    assert facts(shown, shown)["members"][0]["problem"] == "is not connected to a:1"
+    alone = Sample(time.monotonic(), (shards[0], *copies))
+    assert "copied_share" not in facts(alone, alone)["members"][2]
 
 
 def test_names_are_no_markup(start: Callable[..., Shard]) -> None:
