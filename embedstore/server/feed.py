@@ -18,6 +18,7 @@ between two messages at most one delta.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from embedstore.server.table_feed import NEVER_MS, TableFeed
 from embedstore.v1 import sync_pb2
 
 if TYPE_CHECKING:
+    from embedstore.interface import DenseSet
     from embedstore.spec import TableSpec
     from embedstore.table_set import TableSet
 
@@ -89,7 +91,7 @@ class Feed:
         self._wanted = {each.table: Cursors.from_proto(each) for each in wants.tables}
         self._tables: dict[str, TableFeed] = {}
         self._dense_checksums = dict(wants.dense_checksums)
-        self._dense_versions: dict[str, int] = {}
+        self._dense: dict[str, weakref.ref[DenseSet]] = {}
         self._heartbeat_ms = NEVER_MS
         self._complete_ms = 0
         self._replaced_in = 0
@@ -228,13 +230,16 @@ class Feed:
 
     def _dense_sets(self) -> Iterator[sync_pb2.FollowResponse]:
         for name, dense_set in self._source.dense_sets().items():
-            if self._dense_versions.get(name) == dense_set.version:
+            seen = self._dense.get(name)
+            if seen is not None and seen() is dense_set:
                 continue
+            # Versions say nothing across a leader that begins anew, which a follower of this one does not hear of.
+            self._dense[name] = weakref.ref(dense_set)
             encoded = dense.to_proto(name, dense_set).SerializeToString()
             checksum = crc32c(encoded)
-            self._dense_versions[name] = dense_set.version
-            if self._dense_checksums.pop(name, None) == checksum:
+            if self._dense_checksums.get(name) == checksum:
                 continue
+            self._dense_checksums[name] = checksum
             for offset, data in split(encoded):
                 part = sync_pb2.DensePart(name=name, offset=offset, length=len(encoded), crc32c=checksum, data=data)
                 yield sync_pb2.FollowResponse(dense=part)
