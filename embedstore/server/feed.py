@@ -211,13 +211,13 @@ class Feed:
     def _publish(
         self, bundle: sync_pb2.FollowResponse, changes: Counter[tuple[str, Span]]
     ) -> Iterator[sync_pb2.FollowResponse]:
-        """Send it, and count how long the changes in it had waited."""
+        """Send it, and count how long the changes in it had waited. The caller may put a later ``sent_ms`` in."""
         bundle.deltas.sent_ms = self._clock_ms()
         yield bundle
-        now_ms = self._clock_ms()
+        sent_ms = bundle.deltas.sent_ms
         for (name, span), count in changes.items():
             self._source.freshness.observe_between_ms(
-                TRAINED_TO_PUBLISHED, name, now_ms - span.last_ms, now_ms - span.first_ms, count
+                TRAINED_TO_PUBLISHED, name, sent_ms - span.last_ms, sent_ms - span.first_ms, count
             )
         changes.clear()
 

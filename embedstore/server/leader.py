@@ -376,6 +376,8 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
             for message in feed.round():
                 if not call.number(message):
                     return
+                if message.HasField("deltas"):
+                    message.deltas.sent_ms = self._clock_ms()  # and not when it began to wait
                 yield message
                 call.handed_over()
             call.end_round(tick)
