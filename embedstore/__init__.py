@@ -76,12 +76,14 @@ if TYPE_CHECKING:
     from embedstore.client import connect
     from embedstore.credentials import Credentials
     from embedstore.ids import hash_ids
+    from embedstore.server.exposed import expose_metrics
     from embedstore.server.follow import follow
     from embedstore.store import open
 
 _LAZY = {
     "Credentials": "embedstore.credentials",
     "connect": "embedstore.client",
+    "expose_metrics": "embedstore.server.exposed",
     "follow": "embedstore.server.follow",
     "hash_ids": "embedstore.ids",
     "open": "embedstore.store",
@@ -144,6 +146,7 @@ __all__ = [
     "WrongShardError",
     "Zeros",
     "connect",
+    "expose_metrics",
     "follow",
     "hash_ids",
     "nn",

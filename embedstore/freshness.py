@@ -15,6 +15,7 @@ waits for each change alone, and the stages' means add up to the whole.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -39,6 +40,10 @@ _SHORT_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2,
 _LONG_S = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21_600.0, 86_400.0)
 BOUNDS_S = (*_SHORT_S, *_LONG_S)
 PROBES_MAX = 256
+SAMPLE_INTERVAL_S = 0.05
+SAMPLE_IDS_MAX = 16
+"""Requests are looked at so seldom, and so many ids of each, that it costs them little."""
+SAMPLED_TABLES_MAX = 1 << 12
 
 
 class Distribution(NamedTuple):
@@ -137,6 +142,7 @@ class Freshness:
         self._lock = threading.Lock()
         self._probes: deque[Probe] = deque(maxlen=PROBES_MAX)
         self._last_probe = 0
+        self._due_s: dict[tuple[str, str], float] = {}
 
     def observe_ms(self, measure: str, table: str, milliseconds: float, count: int = 1) -> None:
         """Count a time in milliseconds."""
@@ -152,6 +158,16 @@ class Freshness:
             with self._lock:
                 histogram = self._histograms.setdefault((measure, table), Histogram())
         return histogram
+
+    def is_due(self, measure: str, table: str) -> bool:
+        """Whether to look at this request for this measure; then not again for a while."""
+        now_s = time.monotonic()
+        if now_s < self._due_s.get((measure, table), 0.0):
+            return False
+        if len(self._due_s) >= SAMPLED_TABLES_MAX:  # most of which are gone
+            self._due_s.clear()
+        self._due_s[measure, table] = now_s + SAMPLE_INTERVAL_S
+        return True
 
     def read(self) -> dict[tuple[str, str], Distribution]:
         """Everything by measure and table."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from embedstore.errors import ClosedError, DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
-from embedstore.freshness import Freshness
+from embedstore.freshness import SAMPLE_IDS_MAX, SERVED_ROW_AGE, Freshness
 from embedstore.interface import DenseSet, Ids, LeaderState, Rows, StoreStats, StreamState, as_ids, as_row_dtype
 from embedstore.spec import TableSpec
 from embedstore.table import Table
@@ -59,9 +59,26 @@ class TableSet:
         """See :meth:`embedstore.interface.Reader.pull`."""
         kind: Any = np.float32 if dtype is np.float32 else as_row_dtype(dtype)
         found = [(name, self.table(name), as_ids(ids, f"{name}.ids")) for name, ids in check_tables(tables).items()]
+        pulled: dict[str, np.ndarray] | dict[str, Rows]
         if meta:
-            return {name: table.pull_rows(ids, dtype=kind) for name, table, ids in found}
-        return {name: table.pull(ids, dtype=kind) for name, table, ids in found}
+            pulled = {name: table.pull_rows(ids, dtype=kind) for name, table, ids in found}
+        else:
+            pulled = {name: table.pull(ids, dtype=kind) for name, table, ids in found}
+        for _, table, ids in found:
+            self.sample_served(table, ids)
+        return pulled
+
+    def sample_served(self, table: Table, ids: np.ndarray) -> None:
+        """These have been pulled from this table: now and then, see how old some of them are."""
+        if len(ids) and self.freshness.is_due(SERVED_ROW_AGE, table.spec.name):
+            self.observe_served(table, ids)
+
+    def observe_served(self, table: Table, ids: np.ndarray) -> None:
+        """The same of ids that are due to be looked at."""
+        seen = table.last_seen_s(ids[:SAMPLE_IDS_MAX])
+        now_ms = self._clock_ms()
+        for seen_s in seen.tolist():
+            self.freshness.observe_ms(SERVED_ROW_AGE, table.spec.name, now_ms - 1000 * seen_s)
 
     def contains(self, table: str, ids: Ids) -> np.ndarray:
         """See :meth:`embedstore.interface.Reader.contains`."""

@@ -9,10 +9,9 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from embedstore.credentials import Credentials, is_loopback
-from embedstore.errors import InvalidArgumentError
+from embedstore.credentials import Credentials
 from embedstore.freshness import EVENT_TO_TRAINED, Histogram
-from embedstore.server.metrics import add_distribution, histograms, serve_metrics
+from embedstore.server.metrics import add_distribution, check_listen, histograms, serve_metrics
 from trainer.metrics import RUN_COUNTS
 
 PREFIX = "embedtrain_"
@@ -36,16 +35,12 @@ class Exposition(Collector):
     def served(self, listen: str, trained: Histogram) -> Iterator[str]:
         """Answer scrapes at host:port, which must be of this machine unless there is a certificate; gives the address
         as it was opened. :class:`InvalidArgumentError`, :class:`UnavailableError`."""
-        host, colon, port = listen.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
-            raise InvalidArgumentError("metrics-listen", f"must be host:port, not {listen!r}")
         credentials = Credentials.from_environment()
-        if credentials.tls_cert is None and not is_loopback(listen):
-            raise InvalidArgumentError("metrics-listen", f"{host} is not this machine: EMBEDSTORE_TLS_CERT is needed")
+        check_listen("metrics-listen", listen, credentials)
         self._trained = trained
         server = serve_metrics(listen, [self], credentials, mtls=False)
         try:
-            yield f"{host}:{server.server_address[1]}"
+            yield f"{listen.rpartition(':')[0]}:{server.server_address[1]}"
         finally:
             server.stop()
 

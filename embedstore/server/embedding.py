@@ -10,6 +10,7 @@ import numpy as np
 
 from embedstore import _native, dense, messages, wire
 from embedstore.errors import InvalidArgumentError, LimitError, UnsupportedError
+from embedstore.freshness import SERVED_ROW_AGE
 from embedstore.interface import IDS_PER_CALL_MAX, Origin, TablePush
 from embedstore.placement import chunks_of_ids
 from embedstore.server.interceptors import Guard
@@ -72,7 +73,7 @@ class EmbeddingService:
                 writer.table(pull.table, dim, len(pull.ids), dtype, (table.native, pull.ids, dtype), None)
         message = _native.gather_message(writer.pieces())
         for table, pull in found:
-            self._sampler.served(store, table, pull.ids)
+            store.sample_served(table, pull.ids)
         return message
 
     def _pull_known(self, data: bytes, asked: wire.PullShape) -> bytes:
@@ -85,8 +86,8 @@ class EmbeddingService:
         wire.check_message("PullResponse", num_ids * dim * width)
         head = wire.rows_head(asked.table, dim, asked.code, num_ids * dim * width, 0)
         message = _native.answer_pull(table.native, data, len(asked.head), num_ids, head, width)
-        if self._sampler.is_due("pull", asked.table):
-            self._sampler.observe_served(store, table, asked.ids(data))
+        if store.freshness.is_due(SERVED_ROW_AGE, asked.table):
+            store.observe_served(table, asked.ids(data))
         return message
 
     def push(self, data: bytes) -> bytes:

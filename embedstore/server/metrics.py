@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from embedstore.credentials import Credentials
-from embedstore.errors import ClosedError, UnavailableError
+from embedstore.credentials import Credentials, is_loopback
+from embedstore.errors import ClosedError, InvalidArgumentError, UnavailableError
 from embedstore.freshness import MEANINGS, Distribution, Histogram
 from embedstore.interface import StoreStats, TableStats
 from embedstore.origins import is_client
@@ -64,23 +64,11 @@ class Exposition(Collector):
         yield _gauge("ready", "1 when rows can be read.", serving.ready)
         yield _gauge("fenced", "1 when others have taken this process's place.", serving.fenced)
         yield _gauge("epoch", "Of the topology record that is served.", serving.topology.epoch)
-        if serving.synced is not None:
-            yield _gauge("synced", "1 once everything that the leaders have has been here.", serving.synced)
         yield from self._request_families()
         try:
-            stats = serving.stats()
+            yield from of_store(serving.stats(), serving.synced)
         except (UnavailableError, ClosedError):
             return
-        leads = serving.synced is None
-        yield from _tables(stats, leads=leads)
-        yield from _streams(stats, leads=leads)
-        yield from _replication(stats)
-        yield from distributions(stats.distributions)
-        yield _gauge("uptime_seconds", "Since the store was opened.", stats.uptime_s)
-        if not leads:
-            return
-        yield _gauge("corrupt_chunks", "Chunks that fell back at the last start.", stats.corrupt_chunks)
-        yield _gauge("last_checkpoint_timestamp_seconds", "Of the last checkpoint; 0: none.", stats.last_checkpoint_s)
 
     def _request_families(self) -> Iterator[Family]:
         seconds = histograms(PREFIX + "request_seconds", "Time in the handler of a request.", ["method"])
@@ -90,6 +78,21 @@ class Exposition(Collector):
         for labels, count in list(self._requests.refused.items()):
             refused.add_metric(labels, count)
         yield from (seconds, refused)
+
+
+def of_store(stats: StoreStats, synced: bool | None) -> Iterator[Family]:
+    """What a store's numbers come to; ``synced`` of one that follows, None of one that takes writes."""
+    leads = synced is None
+    if synced is not None:
+        yield _gauge("synced", "1 once everything that the leaders have has been here.", synced)
+    yield from _tables(stats, leads=leads)
+    yield from _streams(stats, leads=leads)
+    yield from _replication(stats)
+    yield from distributions(stats.distributions)
+    yield _gauge("uptime_seconds", "Since the store was opened.", stats.uptime_s)
+    if leads:
+        yield _gauge("corrupt_chunks", "Chunks that fell back at the last start.", stats.corrupt_chunks)
+        yield _gauge("last_checkpoint_timestamp_seconds", "Of the last checkpoint; 0: none.", stats.last_checkpoint_s)
 
 
 def distributions(found: Any) -> Iterator[Family]:
@@ -113,6 +116,15 @@ class CertificateExpiry(Collector):
         held = self._credentials.validity()
         meaning = "When the process's certificate expires."
         yield _gauge("certificate_expiry_timestamp_seconds", meaning, None if held is None else held.ends_s)
+
+
+def check_listen(field: str, listen: str, credentials: Credentials) -> None:
+    """:class:`InvalidArgumentError` unless this is host:port, of this machine where there is no certificate."""
+    host, colon, port = listen.rpartition(":") if isinstance(listen, str) else ("", "", "")
+    if not colon or not host or not port.isdecimal() or int(port) >= 1 << 16:
+        raise InvalidArgumentError(field, f"must be host:port, not {listen!r}")
+    if credentials.tls_cert is None and not is_loopback(listen):
+        raise InvalidArgumentError(field, f"{host} is not this machine: EMBEDSTORE_TLS_CERT is needed")
 
 
 def serve_metrics(

@@ -21,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import embedstore as es
 from embedstore.credentials import PLAIN
-from embedstore.freshness import MEANINGS, TIME_TO_FIRST_EMBEDDING
+from embedstore.freshness import MEANINGS, SAMPLE_INTERVAL_S, TIME_TO_FIRST_EMBEDDING
 from embedstore.placement import chunks_of_ids
+from embedstore.server.exposed import ExposedMetrics, expose_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 
@@ -36,10 +37,11 @@ def start(start: Callable[..., Shard]) -> Callable[..., Shard]:
     return partial(start, metrics_listen="127.0.0.1:0")
 
 
-def scraped(shard: Shard, context: ssl.SSLContext | None = None) -> dict[tuple[str, ...], float]:
+def scraped(shard: Shard | ExposedMetrics, context: ssl.SSLContext | None = None) -> dict[tuple[str, ...], float]:
     """Every sample by name and labels' values."""
+    address = shard.metrics_address if isinstance(shard, Shard) else shard.address
     scheme = "http" if context is None else "https"
-    with urllib.request.urlopen(f"{scheme}://{shard.metrics_address}/metrics", context=context, timeout=10) as answer:
+    with urllib.request.urlopen(f"{scheme}://{address}/metrics", context=context, timeout=10) as answer:
         text = answer.read().decode()
     return {
         (sample.name.removeprefix("embedstore_"), *sample.labels.values()): sample.value
@@ -187,6 +189,42 @@ def test_the_manual_lists_every_metric(start: Callable[..., Shard], tmp_path: Pa
     told = {name.removeprefix("embedstore_") for name in families if name.startswith("embedstore_")}
     assert {name.removesuffix("_total") for name in listed} == told
     assert listed >= set(MEANINGS)
+
+
+def test_a_program_tells_what_its_own_view_and_store_hold(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    event_ms = now_ms() - 700
+    with es.follow(leader.address) as view, expose_metrics(view, "127.0.0.1:0") as exposed:
+        view.wait_synced(TIMEOUT_S)
+        with es.connect(leader.address) as writer:
+            writer.push({"items": ([7, 8], np.ones((2, 2)))}, event_time_ms=event_ms)
+            with pytest.raises(es.InvalidArgumentError, match="store"):
+                expose_metrics(writer, "127.0.0.1:0")
+        until(lambda: bool(view.contains("items", [7, 8]).all()))
+        began_s = time.monotonic()
+        for _ in range(200):
+            view.pull({"items": np.array([7, 8, 9], np.uint64)})
+        looks = 1 + (time.monotonic() - began_s) / SAMPLE_INTERVAL_S
+        found = scraped(exposed)
+        assert 2 <= found["served_row_age_seconds_count", "items"] <= 2 * looks
+        assert found["served_row_age_seconds_sum", "items"] >= 0.7 * found["served_row_age_seconds_count", "items"] / 2
+        assert (found["rows", "items"], found["pulled_rows_total", "items"], found["synced",]) == (2, 600, 1)
+        assert found["event_to_visible_seconds_count", "items"] >= 1
+        assert found["leader_connected", leader.address] == 1
+        assert "pushed_rows_total" not in {key[0] for key in found}
+    with pytest.raises(OSError, match="refused"):
+        scraped(exposed)
+    with es.open(None, [TABLE]) as store, expose_metrics(store, "127.0.0.1:0") as exposed:
+        store.push({"items": ([1], np.ones((1, 2)))}, event_time_ms=event_ms)
+        store.pull({"items": [1]}, meta=True)
+        found = scraped(exposed)
+        assert (found["pushed_rows_total", "items"], found["served_row_age_seconds_count", "items"]) == (1, 1)
+        store.close()
+        assert "rows" not in {key[0] for key in scraped(exposed)}
+        with pytest.raises(es.InvalidArgumentError, match="listen"):
+            expose_metrics(store, "0.0.0.0:0", credentials=PLAIN)
+        with pytest.raises(es.UnavailableError, match="metrics cannot be served there"):
+            expose_metrics(store, exposed.address)
 
 
 def test_metrics_go_over_tls_where_the_port_does(start: Callable[..., Shard], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     {
-        *("_native", "deltas", "dense", "errors", "freshness", "ids", "interface"),
+        *("_native", "changes", "deltas", "dense", "errors", "freshness", "ids", "interface"),
         *("placement", "protowire", "row_formats", "rules", "spec", "v1"),
     },
     {"table", "table_arguments"},

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 import embedstore as es
-from embedstore.freshness import SERVED_ROW_AGE, TIME_TO_FIRST_EMBEDDING, Probe
+from embedstore.freshness import SAMPLED_TABLES_MAX, SERVED_ROW_AGE, TIME_TO_FIRST_EMBEDDING, Probe
 from embedstore.interface import TablePush
 from embedstore.placement import chunks_of_ids
 from embedstore.server.arrivals import Arrivals
-from embedstore.server.sampling import TABLES_MAX, Sampler
+from embedstore.server.sampling import Sampler
 from embedstore.store import LocalStore
 from embedstore.v1 import sync_pb2
 
@@ -28,7 +28,7 @@ def test_a_table_that_is_dropped_meanwhile_fails_no_call() -> None:
     store.push({"t": (IDS, GRADS)})
     store.drop_table("t")
     sampler.trained(store, pushes, 1_700_000_000_000, missing)
-    sampler.served(store, table, IDS)
+    store.sample_served(table, IDS)
     assert sampler.missing(store, {"u": TablePush(IDS, GRADS)}) == {}
 
 
@@ -44,10 +44,9 @@ def test_what_is_wrong_with_a_push_is_left_for_the_push_to_say() -> None:
 
 def test_tables_that_come_and_go_leave_nothing_behind() -> None:
     store = LocalStore(None, [SPEC])
-    sampler = Sampler()
-    for i in range(TABLES_MAX + 5):
-        sampler.is_due("pull", f"t{i}")
-    assert len(sampler._due_s) <= TABLES_MAX
+    for i in range(SAMPLED_TABLES_MAX + 5):
+        store.freshness.is_due(SERVED_ROW_AGE, f"t{i}")
+    assert len(store.freshness._due_s) <= SAMPLED_TABLES_MAX
     store.freshness.observe_ms(SERVED_ROW_AGE, "t", 1)
     store.create_table(es.TableSpec("u", dim=2))
     store.freshness.observe_ms(SERVED_ROW_AGE, "u", 1)
