@@ -20,7 +20,7 @@ from embedstore.credentials import Credentials
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.peers import Deadline, Patience, Peer, Questions, parse_addresses
 from embedstore.placement import NUM_SHARDS_MAX
-from embedstore.status import SILENT, Topology, topology_from_proto
+from embedstore.status import Topology, may_come_again, topology_from_proto
 from embedstore.v1 import admin_pb2
 
 EPOCH_MAX = (1 << 63) - 1
@@ -74,7 +74,7 @@ def ask(peers: Mapping[str, Peer], timeout_s: float) -> Answers:
             except DecodeError as error:
                 answers.failed[address] = EmbedstoreError(f"{address}: malformed answer: {error}")
         else:
-            silent = isinstance(outcome, grpc.RpcError) and outcome.code() in SILENT
+            silent = isinstance(outcome, grpc.RpcError) and may_come_again(outcome)
             (answers.silent if silent else answers.failed)[address] = peer.explain(outcome)
     return answers
 

@@ -13,7 +13,7 @@ import grpc
 from embedstore.client_streams import ClientStreams
 from embedstore.errors import ClosedError, StaleEpochError, UnavailableError, WrongShardError
 from embedstore.peers import Peer
-from embedstore.status import SILENT, Topology, is_refusal
+from embedstore.status import SILENT, Topology, is_refusal, may_come_again
 from embedstore.wire import check_message
 
 
@@ -116,10 +116,9 @@ class Work:
         address, error = peer.address, peer.explain(outcome)
         if isinstance(error, UnavailableError) and error.address != address:
             error = UnavailableError(address, f"{error.address}: {error.problem}")
-        silent = outcome.code() in SILENT
-        if silent and not is_refusal(outcome):
+        if outcome.code() in SILENT and not is_refusal(outcome):
             self.doubtful.add(i)
-        if silent or isinstance(error, StaleEpochError) or newer(error, self.route):
+        if may_come_again(outcome) or isinstance(error, StaleEpochError) or newer(error, self.route):
             self.refusals[i] = error
         else:
             self.outcomes[i] = error

@@ -25,7 +25,11 @@ DETAIL_BYTES_MAX = METADATA_BYTES_MAX // 2
 DETAIL_CHARS_MAX = 1024
 
 SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-"""Codes of a call that nobody answered. CANCELLED: it reached a server in the moment that it stopped accepting."""
+"""Codes of a call that nobody answered. CANCELLED: it reached a server in the moment that it stopped accepting, or had
+to make room for another there."""
+
+FULL = "Concurrent RPC limit exceeded"
+"""What gRPC's server says, as RESOURCE_EXHAUSTED, of a call that it has not begun because there are too many."""
 
 
 class Topology(NamedTuple):
@@ -183,6 +187,12 @@ def is_refusal(error: grpc.RpcError) -> bool:
     return _detail(error) is not None
 
 
+def may_come_again(error: grpc.RpcError) -> bool:
+    """Whether the call was not answered, or not even begun, so that it is worth another attempt."""
+    code = error.code()
+    return code in SILENT or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and (error.details() or "").startswith(FULL))
+
+
 def from_rpc_error(error: grpc.RpcError, address: str) -> Exception:
     """The error that the peer at ``address`` raised, or what stands for a failure of the call itself."""
     detail = _detail(error)
@@ -190,7 +200,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> Exception:
     if detail is not None and row is not None:
         return row.unpack(detail)
     code, text = error.code(), error.details() or ""
-    if code in SILENT:
+    if may_come_again(error):
         return errors.UnavailableError(address, text or code.name)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TransportLimitError(address, text)
@@ -198,7 +208,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> Exception:
 
 
 class TransportLimitError(errors.LimitError):
-    """A bound of the connection itself was passed: bytes of a message, calls at once."""
+    """A bound of the connection itself was passed, such as the bytes of a message."""
 
     def __init__(self, address: str, problem: str) -> None:
         Exception.__init__(self, f"{address}: {problem}")

@@ -28,7 +28,7 @@ class ShardOptions:
     that data, when it is told to. ``advertise``: where others reach it (its place in ``peers``, or ``listen``).
     A checkpoint comes every ``checkpoint_interval_s``, and sooner when about ``checkpoint_bytes`` of rows were written;
     the last ``keep_checkpoints`` stay readable. ``durability``: see :class:`LocalStore`.
-    ``requests_max``: calls at once, past it RESOURCE_EXHAUSTED; ``workers``: how many of them run.
+    ``requests_max``: calls at once, see :class:`embedstore.server.doors.Door`; ``workers``: how many of them run.
     ``credentials``: the process's own; with a certificate the port speaks TLS. ``mtls``: callers need one from
     ``credentials.tls_ca``. ``tokens``: see :class:`Tokens`; without, everyone who can connect may do everything.
     Beyond loopback the port needs TLS, or ``plaintext_beyond_loopback``. ``metrics_listen``: host:port for

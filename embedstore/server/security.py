@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from embedstore.credentials import AUTHORIZATION, BEARER, Credentials, read_file
 from embedstore.errors import (
     EmbedstoreError,
     InvalidArgumentError,
-    LimitError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
@@ -46,8 +44,6 @@ _REFLECTION = "ServerReflectionInfo"
 _SHA256_CHARS = 64
 WARN_S = 7 * 86_400.0
 LOOK_INTERVAL_S = 86_400.0
-OPEN_CALLS_MAX = 32
-"""Calls at once that need no token, so that those who have none keep no others from theirs."""
 
 
 def role_needed(method: str) -> str:
@@ -121,7 +117,6 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, tokens: Tokens, requests: Requests) -> None:
         self._tokens = tokens
         self._requests = requests
-        self._room = threading.BoundedSemaphore(OPEN_CALLS_MAX)
 
     def intercept_service(
         self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
@@ -131,7 +126,7 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
         handler: grpc.RpcMethodHandler[Any, Any] | None
         if method.startswith(_OPEN):
             handler = continuation(handler_call_details)
-            return None if handler is None else _bounded(handler, self._room)
+            return handler
         try:
             self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
         except EmbedstoreError as error:
@@ -141,29 +136,6 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
             return _refusal(error)
         handler = continuation(handler_call_details)
         return handler
-
-
-def _bounded(
-    handler: grpc.RpcMethodHandler[Any, Any], room: threading.BoundedSemaphore
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """The same method, for as many at once as there is room, those included whose request never comes."""
-
-    def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        if not room.acquire(blocking=False):
-            problem = LimitError("calls without a token", OPEN_CALLS_MAX + 1, OPEN_CALLS_MAX)
-            context.abort_with_status(to_status(problem))
-        if not context.add_callback(room.release):
-            room.release()
-            return
-        for request in requests:
-            if handler.unary_unary is not None:
-                yield handler.unary_unary(request, context)
-            else:
-                answers: Callable[[Any, Any], Iterator[Any]] = handler.unary_stream  # type: ignore[assignment]
-                yield from answers(request, context)
-            return
-
-    return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(error: EmbedstoreError) -> grpc.RpcMethodHandler[Any, Any]:

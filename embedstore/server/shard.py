@@ -25,6 +25,7 @@ from embedstore import _native
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnavailableError
 from embedstore.recovery import Recovery
 from embedstore.server import admin, embedding
+from embedstore.server.doors import Door, Entrance
 from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.interceptors import Guard, parse
@@ -33,7 +34,7 @@ from embedstore.server.membership import newest_record, watch_members
 from embedstore.server.metrics import Exposition, Requests, serve_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.scrapes import ScrapeServer
-from embedstore.server.security import OPEN_CALLS_MAX, TokenCheck, Tokens, server_credentials
+from embedstore.server.security import TokenCheck, Tokens, server_credentials
 from embedstore.server.serving import EPOCH_FIRST, Serving
 from embedstore.server.standby import Standby
 from embedstore.server.takeover import Takeover
@@ -53,8 +54,14 @@ LEAVE_S = 0.5
 """When no request is left, followers and others that are connected have as long to take leave."""
 
 LOOK_S = 0.1
+WATCH_DOORS_S = 1.0
 _numbers = itertools.count()
 STREAMS_PER_CONNECTION_MAX = 128
+OPEN_CALLS_MAX = 32
+"""Calls at once of the health and the reflection service."""
+SPARE_THREADS = 32
+"""For calls that are about to be refused, or are being cut off."""
+QUEUED_MAX = 4096
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two processes on one port would share its clients at random
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -100,10 +107,10 @@ class Shard:
         self._measured = Requests()
         self._metrics: ScrapeServer | None = None
         self._requests = f"request-{next(_numbers)}"
-        # A call takes a thread from its first byte on; whoever sends no second one must not keep others from theirs.
-        self._calls_max = options.requests_max + options.followers_max
-        self._calls_max += OPEN_CALLS_MAX if self._tokens is not None else 0
-        self._pool = ThreadPoolExecutor(self._calls_max, thread_name_prefix=self._requests)
+        self._door = Door(options.requests_max, self._measured)
+        self._open_door = Door(OPEN_CALLS_MAX, self._measured, all_may_go=True)
+        self._threads_max = options.requests_max + options.followers_max + OPEN_CALLS_MAX + SPARE_THREADS
+        self._pool = ThreadPoolExecutor(self._threads_max, thread_name_prefix=self._requests)
         self._guard = Guard(lambda: self._serving.topology, options.workers, self._measured)
         self._server = self._new_server()
 
@@ -134,6 +141,7 @@ class Shard:
             self._open_metrics()
             self._open_store()
         except BaseException:
+            self._stop.set()
             self._server.stop(0).wait()
             self._close_metrics()
             raise
@@ -196,20 +204,16 @@ class Shard:
             self._pool,
             interceptors=[TokenCheck(self._tokens, self._measured)] if self._tokens is not None else [],
             options=SERVER_OPTIONS,
-            maximum_concurrent_rpcs=self._calls_max,
+            maximum_concurrent_rpcs=self._threads_max + QUEUED_MAX,
         )
-        server.add_generic_rpc_handlers(
-            (
-                embedding.EmbeddingService(self._serving).handler(self._guard),
-                admin.AdminService(self._serving).handler(self._guard),
-                _WhenReady(self._serving, self._guard, self._tokens).handler(),
-            )
+        guard = self._guard
+        Entrance(server, self._door).add_generic_rpc_handlers(
+            (embedding.EmbeddingService(self._serving).handler(guard), admin.AdminService(self._serving).handler(guard))
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
-            server,
-        )
+        server.add_generic_rpc_handlers((_WhenReady(self._serving, guard, self._tokens).handler(),))
+        beside: Any = Entrance(server, self._open_door)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, beside)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), beside)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         return server
 
@@ -228,6 +232,7 @@ class Shard:
             raise UnavailableError(listen, "cannot listen there; is the port in use?")
         self._serving.address = f"{listen.rpartition(':')[0]}:{port}"
         self._server.start()
+        self._in_background("doors", self._watch_doors)
 
     def _open_metrics(self) -> None:
         options = self.options
@@ -315,6 +320,11 @@ class Shard:
         self._ready.set()
 
     # -- in the background
+
+    def _watch_doors(self) -> None:
+        while not self._stop.wait(WATCH_DOORS_S):
+            self._door.end_overdue()
+            self._open_door.end_overdue()
 
     def _checkpoints(self, store: LocalStore) -> None:
         """One whenever the interval has passed since the last, or enough has changed."""

@@ -296,7 +296,7 @@ def test_the_environment_gives_credentials(authority: Authority) -> None:
 
 
 def test_requests_that_never_come_keep_no_others_waiting(start: Callable[..., Shard]) -> None:
-    server = start(tables=[TABLE], workers=2)
+    server = start(tables=[TABLE], workers=2, requests_max=32)
     over = threading.Event()
 
     def nothing() -> Iterator[bytes]:

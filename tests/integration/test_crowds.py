@@ -1,0 +1,159 @@
+"""Whoever opens calls and leaves them open keeps no others from theirs."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from certificates import Authority
+
+import embedstore as es
+from embedstore.credentials import AUTHORIZATION, BEARER, PLAIN, Credentials
+from embedstore.errors import UnavailableError
+from embedstore.server import shard
+from embedstore.server.leader import FOLLOWERS_MAX
+from embedstore.server.shard import Shard
+
+TABLE = es.TableSpec("t", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
+IDS = np.arange(50, dtype=np.uint64)
+ONES = np.full((50, 2), -1.0, np.float32)
+TIMEOUT_S = 20.0
+REQUESTS_MAX = 256
+HEALTH = "/grpc.health.v1.Health/"
+SERVICE = "/embedstore.v1.EmbeddingService/"
+
+
+class Silent:
+    """Calls whose requests never come, over several connections."""
+
+    def __init__(self, stack: ExitStack, address: str, credentials: Credentials = PLAIN) -> None:
+        self._stack = stack
+        self._address = address
+        self._credentials = credentials
+        self._metadata = ((AUTHORIZATION, BEARER + credentials.token()),) if credentials.token_file else ()
+        self._over = threading.Event()
+        self.calls: list[Any] = []
+        stack.callback(self._over.set)
+
+    def _nothing(self) -> Iterator[bytes]:
+        self._over.wait()
+        yield from ()
+
+    def open(self, path: str, count: int) -> None:
+        connections = [
+            self._stack.enter_context(self._credentials.channel(self._address, [("grpc.use_local_subchannel_pool", 1)]))
+            for _ in range(-(-count // 100))
+        ]
+        for i in range(count):
+            silent = connections[i % len(connections)].stream_unary(path, None, None)
+            self.calls.append(silent.future(self._nothing(), metadata=self._metadata))
+
+    def wait_ended(self, count: int) -> None:
+        wait_until(lambda: sum(call.done() for call in self.calls) >= count)
+
+
+def wait_until(found: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not found():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def healthy(channel: grpc.Channel) -> bool:
+    return bool(channel.unary_unary(HEALTH + "Check", None, None)(b"", timeout=TIMEOUT_S) == b"\x08\x01")
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls-and-a-read-token"])
+def test_more_silent_calls_than_there_are_places_keep_nobody_out(
+    start: Callable[..., Shard], tmp_path: Path, secured: bool
+) -> None:
+    own, other, options = PLAIN, PLAIN, {}
+    if secured:
+        authority = Authority(tmp_path / "authority")
+        lines = []
+        for role in ("read", "train"):
+            (tmp_path / role).write_text(role)
+            digest = hashlib.sha256(role.encode()).hexdigest()
+            lines.append(f'[tokens.{role}]\nrole = "{role}"\nsha256 = "{digest}"\n')
+        (tmp_path / "tokens.toml").write_text("".join(lines))
+        own = authority.credentials("trainer", token_file=tmp_path / "train")
+        other = authority.credentials("reader", token_file=tmp_path / "read")
+        options = {"credentials": authority.credentials("server"), "tokens": tmp_path / "tokens.toml"}
+    server = start(tables=[TABLE], requests_max=REQUESTS_MAX, **options)
+    with ExitStack() as stack:
+        silent = Silent(stack, server.address, other)
+        silent.open(SERVICE + "Pull", REQUESTS_MAX + 150)
+        silent.wait_ended(90)
+        with es.connect(server.address, credentials=own, timeout_s=TIMEOUT_S) as store:
+            for _ in range(20):
+                store.push({"t": (IDS, ONES)})
+            np.testing.assert_array_equal(store.pull({"t": IDS})["t"], -20 * ONES)
+            assert sum(len(ids) for ids, _ in store.scan("t")) == len(IDS)
+        assert healthy(stack.enter_context(own.channel(server.address, ())))
+        assert sum(not call.done() for call in silent.calls) > REQUESTS_MAX / 2
+    assert server._measured.refused["Pull", "BusyError"]
+
+
+def test_watches_of_the_health_that_nobody_ends_keep_nobody_out(start: Callable[..., Shard]) -> None:
+    server = start(tables=[TABLE])
+    with ExitStack() as stack:
+        channels = [
+            stack.enter_context(grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]))
+            for _ in range(2)
+        ]
+        watches: list[Any] = [
+            channel.unary_stream(HEALTH + "Watch", None, None)(b"", timeout=TIMEOUT_S)
+            for channel in channels
+            for _ in range(60)
+        ]
+        stack.callback(lambda: [watch.cancel() for watch in watches])
+        for watch in watches[:30]:  # the oldest have to go
+            with pytest.raises(grpc.RpcError) as caught:
+                list(watch)
+            assert caught.value.code() == grpc.StatusCode.CANCELLED
+        for _ in range(5):
+            assert healthy(channels[0])
+        latest: Any = channels[0].unary_stream(HEALTH + "Watch", None, None)(b"", timeout=TIMEOUT_S)
+        assert next(latest) == b"\x08\x01"
+        latest.cancel()
+
+
+def test_a_client_waits_for_a_place(start: Callable[..., Shard]) -> None:
+    """There are fewer places than callers, and none of them is told of it."""
+    server = start(tables=[TABLE], requests_max=2)
+    with es.connect(server.address, timeout_s=TIMEOUT_S) as store, ThreadPoolExecutor(16) as callers:
+        big = np.arange(50_000, dtype=np.uint64)
+        pushes = [callers.submit(store.push, {"t": (big, np.ones((50_000, 2), np.float32))}) for _ in range(48)]
+        for push in pushes:
+            push.result()
+        np.testing.assert_array_equal(store.pull({"t": IDS})["t"], 48 * ONES)
+    assert server._measured.refused["Push", "BusyError"]
+
+
+def test_a_client_comes_again_when_the_connection_itself_has_no_room(
+    start: Callable[..., Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "QUEUED_MAX", -(1 + FOLLOWERS_MAX + shard.OPEN_CALLS_MAX + shard.SPARE_THREADS) + 1)
+    server = start(tables=[TABLE], requests_max=1)
+    with ExitStack() as stack:
+        store = stack.enter_context(es.connect(server.address, timeout_s=TIMEOUT_S))
+        channel = stack.enter_context(grpc.insecure_channel(server.address))
+        watch: Any = channel.unary_stream(HEALTH + "Watch", None, None)(b"", timeout=TIMEOUT_S)
+        next(watch)
+        with pytest.raises(grpc.RpcError) as caught:
+            healthy(channel)
+        assert caught.value.details() == "Concurrent RPC limit exceeded!"
+        with pytest.raises(UnavailableError), es.connect(server.address, timeout_s=1.0, retry_s=0.5):
+            pass
+        threading.Timer(0.5, watch.cancel).start()
+        store.push({"t": (IDS, ONES)})
+        np.testing.assert_array_equal(store.pull({"t": IDS})["t"], -ONES)
