@@ -26,6 +26,8 @@ from benchmarks.harness import Settings
 from benchmarks.processes import ROOT
 from benchmarks.reference import HashMap
 from benchmarks.sizes import give_memory_back
+from embedstore.row_formats import NATIVE_ROW_TYPES, RowFormat
+from embedstore.table import Table
 
 STAYING = 0.1
 TURNS = 20
@@ -63,6 +65,21 @@ class Ours:
 
     def drop(self, earlier: Iterator[np.ndarray]) -> None:
         self._store.sweep(tables.NAME)
+
+
+class Follower:
+    """A table as a follower has it: embeddings only, kept as ``rows`` says."""
+
+    def __init__(self, settings: Settings, rows: RowFormat) -> None:
+        self._table = Table(tables.spec(settings, tables.without_state()), embeddings_only=True, rows=rows)
+        self._rows = data.some_rows(settings, settings.batch)
+
+    def insert(self, ids: np.ndarray, turn: int) -> None:
+        self._table.assign(ids, self._rows[: len(ids)], now_ms=BEGIN_MS + turn * TURN_MS)
+
+    def drop(self, earlier: Iterator[np.ndarray]) -> None:
+        for ids in earlier:
+            self._table.delete(ids)
 
 
 class Map:
@@ -136,6 +153,8 @@ def main() -> None:
     def new() -> Holder:
         if kind == "ours":
             return Ours(settings, expires=mode != "fill")
+        if kind in NATIVE_ROW_TYPES:
+            return Follower(settings, kind)
         return Map(settings, cast(Literal["libcuckoo", "std::unordered_map"], kind))
 
     # What the first calls bring in once and for all is no table's.

@@ -1,4 +1,4 @@
-"""What a row takes besides its floats."""
+"""What a row takes besides its floats, and what it takes in all where a follower keeps it packed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from benchmarks.resident import measured
 from benchmarks.sizes import fitted
 
 FIGURE = "B/row above floats"
+IN_ALL = "B/row"
+PACKED = ("fp16", "int8", "int4")
 ROWS_OF_LIMIT = 1_000_000
 # Pages do not depend on the weather: a few rounds show that.
 ROUNDS_MAX = 3
@@ -29,7 +31,7 @@ def memory(settings: Settings) -> list[Line]:
     settings = replace(settings, rounds=1 if settings.quick else min(settings.rounds, ROUNDS_MAX))
     counts = [settings.rows // part for part in PARTS if settings.rows <= PARTS_ROWS_MAX]
     counts = [count for count in counts if count >= ROWS_OF_LIMIT] or [settings.rows]
-    return [line for count in counts for line in _of(replace(settings, rows=count))]
+    return [*(line for count in counts for line in _of(replace(settings, rows=count))), *_followers(settings)]
 
 
 def _of(settings: Settings) -> list[Line]:
@@ -38,6 +40,17 @@ def _of(settings: Settings) -> list[Line]:
     limits = {FIGURE: 40.0} if settings.rows >= ROWS_OF_LIMIT else None
     case = f"SGD table of {settings.rows:,} rows"
     return race(settings, "memory", case, ours, references, limits=limits, warm_up=False)
+
+
+def _followers(settings: Settings) -> list[Line]:
+    """Embeddings without optimizer state, as followers have them."""
+
+    def follower(rows: str) -> Contender:
+        return Contender(f"{rows} rows", lambda number: {IN_ALL: measured(settings, rows, "fill") / settings.rows})
+
+    case = f"a follower's table of {settings.rows:,} rows"
+    formats = PACKED[-1:] if settings.quick else PACKED
+    return race(settings, "memory", case, [follower(rows) for rows in formats], [follower("fp32")], warm_up=False)
 
 
 def _contender(settings: Settings, kind: str) -> Contender | Absent:

@@ -86,7 +86,8 @@ def facts(before: Sample, now: Sample) -> dict[str, Any]:
     shards = [member.stats for member in now.members if member.stats is not None and member.role.startswith("shard")]
     earlier = [known.get(member.address) for member in now.members if member.role.startswith("shard")]
     tables = _tables(shards, [each for each in earlier if each], seconds)
-    return {"members": members, "tables": tables, "links": _links(now)}
+    copies = [copy for member in now.members for copy in _copies(member, known.get(member.address), seconds)]
+    return {"members": members, "tables": tables, "copies": copies, "links": _links(now)}
 
 
 def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[str, Any]:
@@ -154,6 +155,24 @@ def _tables(shards: list[StoreStats], before: list[StoreStats], seconds: float) 
     ]
 
 
+def _copies(member: Member, before: StoreStats | None, seconds: float) -> list[dict[str, Any]]:
+    """A follower's own tables, which may be kept smaller than the shards'."""
+    stats = member.stats
+    if stats is None or member.role != "follower":
+        return []
+    return [
+        {
+            "follower": member.address,
+            "table": name,
+            "rows": table.rows,
+            "memory_bytes": table.memory_bytes,
+            "bytes_per_row": table.memory_bytes / table.rows if table.rows else 0.0,
+            "pulled_rows_per_s": _rate(stats, before, "pulled_rows", seconds, name),
+        }
+        for name, table in sorted(stats.tables.items())
+    ]
+
+
 def _links(now: Sample) -> list[dict[str, Any]]:
     """Who follows whom: as leaders see it, and how fresh followers are."""
     fresh: dict[tuple[str, str], dict[str, Any]] = {}
@@ -170,7 +189,8 @@ def _page(shown: Mapping[str, Any]) -> Group:
     links = [link for link in shown["links"] if "lag_s" in link]
     fresh = [link for link in shown["links"] if "table" in link]
     parts = [_table("processes", shown["members"]), _table("tables", shown["tables"])]
-    parts += [_table(title, rows) for title, rows in (("followers", links), ("freshness", fresh)) if rows]
+    more = (("followers' tables", shown["copies"]), ("followers", links), ("freshness", fresh))
+    parts += [_table(title, rows) for title, rows in more if rows]
     return Group(Text(time.strftime("embedstore  %Y-%m-%d %H:%M:%S"), style="bold"), *parts)
 
 

@@ -298,6 +298,9 @@ def test_lag_and_top_show_what_all_processes_say(start: Callable[..., Shard]) ->
     [facts] = shown
     assert [member["role"] for member in facts["members"]] == ["shard 0/2", "shard 1/2", "follower"]
     assert sum(member["rows"] for member in facts["members"][:2]) == facts["members"][2]["rows"] == 64
+    [copy] = facts["copies"]
+    assert (copy["follower"], copy["table"], copy["rows"]) == (follower.address, "items", 64)
+    assert copy["memory_bytes"] == 64 * copy["bytes_per_row"] > 0
     [table] = facts["tables"]
     assert table["rows"] == 64
     assert table["pushed_rows_per_s"] > 64
