@@ -4,7 +4,7 @@ A call has two threads: the server's, which walks the follower's :class:`~embeds
 changes, and a reader, which takes acknowledgements and rewinds. What is in flight is bounded in bytes and in messages;
 past the window the feed stands still where it is, so a follower that stops reading costs its window and one delta, and
 nobody waits for it: pushes never do, and every other call has its own thread. Each call occupies one thread of the
-server's pool: give the pool ``followers_max`` threads more than requests need.
+server's pool: give the pool ``follow_calls_max`` threads more than requests need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import grpc
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError, StaleEpochError, UnavailableError
 from embedstore.interface import FollowerState, check_position
 from embedstore.peers import is_address
+from embedstore.server.doors import BusyError, host_of
 from embedstore.server.feed import Feed, Pace
+from embedstore.server.follow_places import FOLLOWERS_MAX, FollowPlaces
 from embedstore.server.shared_deltas import SharedDeltas
 from embedstore.status import to_status
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLLOWERS_MAX = 16
 WANTS_TIMEOUT_S = 10.0
 ROUND_PAUSE_S = 0.01
 WATCH_S = 1.0
@@ -68,7 +69,7 @@ class _Call:
         wake: Callable[[], object],
         applied: Callable[[str, Mapping[str, int], int], object],
     ) -> None:
-        self._peer = peer
+        self.peer = peer
         self._window = window
         self._applied = applied
         self._wake = wake
@@ -199,7 +200,7 @@ class _Call:
         with self._condition:
             wants = self._wants
             return FollowerState(
-                self._peer,
+                self.peer,
                 wants is not None and wants.wants.HasField("standby"),
                 max(now_ms - self._complete_ms, 0) / 1000 if self._complete_ms else float("inf"),
                 self._in_flight_bytes,
@@ -237,8 +238,9 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
     """Serves ``Follow`` from any set of tables: a shard's, or a follower's own, so that followers can be chained.
 
     ``epoch``: the assignment that is served. Until ``ready`` says so, and while the tables are an incomplete copy,
-    calls are refused as UNAVAILABLE and come back, so that nobody takes an unfinished recovery for a dropped table. At
-    ``followers_max`` calls the next one is refused as RESOURCE_EXHAUSTED. Safe to call from any thread.
+    calls are refused as UNAVAILABLE and come back, so that nobody takes an unfinished recovery for a dropped table.
+    Without a place (:mod:`embedstore.server.follow_places`) a call is refused as RESOURCE_EXHAUSTED. ``refused`` is
+    told of every refusal. Safe to call from any thread.
     """
 
     def __init__(
@@ -250,34 +252,35 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         followers_max: int = FOLLOWERS_MAX,
         epoch: Callable[[], int] = lambda: 1,
         ready: Callable[[], bool] = lambda: True,
+        refused: Callable[[Exception], object] = lambda _: None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self._tables = tables
         self._pace = pace or Pace()
         self._window = window or Window()
-        self._followers_max = followers_max
         self._epoch = epoch
         self._ready = ready
+        self._refused = refused
         self._clock_ms = clock_ms
         self._monotonic_ms = monotonic_ms
         self._lock = threading.Lock()
-        self._calls: dict[_Call, Callable[[], object]] = {}
+        self._places: FollowPlaces[_Call] = FollowPlaces(followers_max)
         self._watched = False
         self._stopping = threading.Event()
         self._closed = False
-        self.deltas = SharedDeltas(lambda: len(self._calls) > 1)
+        self.deltas = SharedDeltas(lambda: len(self._places.taken) > 1)
 
     @property
     def followers(self) -> int:
         """Followers that are connected now."""
         with self._lock:
-            return len(self._calls)
+            return len(self._places.taken)
 
     def follower_states(self) -> tuple[FollowerState, ...]:
         """Who follows, and how far."""
         with self._lock:
-            calls = list(self._calls)
+            calls = list(self._places.taken)
         now_ms = self._clock_ms()
         return tuple(call.state(now_ms) for call in calls)
 
@@ -286,7 +289,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         cleanly, unless its follower does not read any more."""
         with self._lock:
             self._closed = True
-            calls = list(self._calls)
+            calls = self._places.calls
         for call in calls:
             call.end()
         self._stopping.set()
@@ -296,16 +299,16 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         """As long as there are calls: whoever reads nothing for too long is cut off."""
         while not self._stopping.wait(min(WATCH_S, self._window.stall_s / 4)):
             with self._lock:
-                if not self._calls:
+                if not self._places.taken:
                     self._watched = False
                     return
             self._cut_off(self._window.stall_s)
 
     def _cut_off(self, stall_s: float) -> None:
         with self._lock:
-            stuck = [(call, cut) for call, cut in self._calls.items() if call.sending_s() > stall_s]
-        for call, cut in stuck:
-            cut()
+            stuck = [(call, place) for call, place in self._places.taken.items() if call.sending_s() > stall_s]
+        for call, place in stuck:
+            place.cut()
             self._forget(call)  # now: what a connection has begun to send may keep the thread until that is closed
 
     def Follow(  # noqa: N802
@@ -314,7 +317,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         """See sync.proto."""
         call = _Call(context.peer(), self._window, self._tables.notify, self._tables.standby_applied)
         try:
-            self._admit(call, context.cancel)
+            self._begin(call, context.cancel)
             try:
                 if not context.add_callback(lambda: self._forget(call)):
                     return
@@ -324,31 +327,38 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
             finally:
                 self._forget(call)
         except Exception as error:
+            self._refused(error)
             if not isinstance(error, EmbedstoreError | InvalidArgumentError):
                 log.error("a follower's call failed over a bug", exc_info=error)
             context.abort_with_status(to_status(error))
 
-    def _admit(self, call: _Call, cut: Callable[[], object]) -> None:
+    def _begin(self, call: _Call, cut: Callable[[], object]) -> None:
         with self._lock:
             if self._closed:
                 raise UnavailableError("leader", "is stopping")
             if not self._ready() or not self._tables.as_of_ms(self._clock_ms()):
                 raise UnavailableError("leader", "is not ready yet")
-            if len(self._calls) >= self._followers_max:
-                raise LimitError("followers", len(self._calls) + 1, self._followers_max)
-            self._calls[call] = cut
+            cut_oldest = self._places.ask(call, cut)
+        if cut_oldest is not None:
+            self._refused(BusyError("follower", "had to go before it said what it wants"))
+            cut_oldest()
+
+    def _admit(self, call: _Call, *, standby: bool) -> bool:
+        with self._lock:
+            if not self._places.take(call, host_of(call.peer), standby=standby):
+                return False
             watched, self._watched = self._watched, True
         if not watched:
             threading.Thread(target=self._watch, name="follow-watch", daemon=True).start()
         self._tables.follower_joined()
+        return True
 
     def _forget(self, call: _Call) -> None:
         call.end()
         with self._lock:
-            if call not in self._calls:
+            if not self._places.leave(call):
                 return
-            del self._calls[call]
-            if len(self._calls) < 2:
+            if len(self._places.taken) < 2:
                 self.deltas.forget()
         self._tables.follower_left()
         self._tables.notify()
@@ -357,10 +367,12 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         request = call.wants(WANTS_TIMEOUT_S)
         if request is None:
             return
-        epoch = self._epoch()
+        epoch, standby = self._epoch(), request.wants.HasField("standby")
         # A standby may fetch what is left of a leader that has been replaced already.
-        if request.epoch not in (0, epoch) and not request.wants.HasField("standby"):
+        if request.epoch not in (0, epoch) and not standby:
             raise StaleEpochError(request.epoch, epoch)
+        if not self._admit(call, standby=standby):
+            return
         feed = Feed(
             self._tables,
             request.wants,

@@ -11,7 +11,7 @@ from embedstore.errors import InvalidArgumentError
 from embedstore.peers import check_address, parse_addresses
 from embedstore.placement import check_shard
 from embedstore.row_formats import as_row_format
-from embedstore.server.leader import FOLLOWERS_MAX
+from embedstore.server.follow_places import FOLLOWERS_MAX
 from embedstore.spec import TableSpec
 from embedstore.store import Durability
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -28,6 +29,7 @@ from embedstore.server import admin, embedding
 from embedstore.server.doors import Door, Entrance
 from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
+from embedstore.server.follow_places import follow_calls_max
 from embedstore.server.interceptors import Guard, parse
 from embedstore.server.leader import SyncServicer
 from embedstore.server.membership import newest_record, watch_members
@@ -109,7 +111,8 @@ class Shard:
         self._requests = f"request-{next(_numbers)}"
         self._door = Door(options.requests_max, self._measured)
         self._open_door = Door(OPEN_CALLS_MAX, self._measured, all_may_go=True)
-        self._threads_max = options.requests_max + options.followers_max + OPEN_CALLS_MAX + SPARE_THREADS
+        self._threads_max = options.requests_max + follow_calls_max(options.followers_max)
+        self._threads_max += OPEN_CALLS_MAX + SPARE_THREADS
         self._pool = ThreadPoolExecutor(self._threads_max, thread_name_prefix=self._requests)
         self._guard = Guard(lambda: self._serving.topology, options.workers, self._measured)
         self._server = self._new_server()
@@ -314,6 +317,7 @@ class Shard:
             pace=Pace(options.sync_interval_ms, options.heartbeat_interval_ms),
             followers_max=options.followers_max,
             epoch=lambda: self._serving.topology.epoch,
+            refused=partial(self._measured.refuse, "Follow"),
         )
         self._serving.serve(store, self._sync)
         self._set_health(health_pb2.HealthCheckResponse.SERVING)

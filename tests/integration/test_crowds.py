@@ -20,8 +20,11 @@ import embedstore as es
 from embedstore.credentials import AUTHORIZATION, BEARER, PLAIN, Credentials
 from embedstore.errors import UnavailableError
 from embedstore.server import shard
-from embedstore.server.leader import FOLLOWERS_MAX
+from embedstore.server.doors import of_one_host
+from embedstore.server.follow_places import ASKED_MAX, FOLLOWERS_MAX, follow_calls_max
 from embedstore.server.shard import Shard
+from embedstore.server.takeover import activate
+from embedstore.v1 import sync_pb2
 
 TABLE = es.TableSpec("t", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
 IDS = np.arange(50, dtype=np.uint64)
@@ -30,6 +33,7 @@ TIMEOUT_S = 20.0
 REQUESTS_MAX = 256
 HEALTH = "/grpc.health.v1.Health/"
 SERVICE = "/embedstore.v1.EmbeddingService/"
+FOLLOW = "/embedstore.v1.SyncService/Follow"
 
 
 class Silent:
@@ -47,6 +51,11 @@ class Silent:
     def _nothing(self) -> Iterator[bytes]:
         self._over.wait()
         yield from ()
+
+    def after(self, request: bytes) -> Iterator[bytes]:
+        """One request, and then none."""
+        yield request
+        self._over.wait()
 
     def open(self, path: str, count: int) -> None:
         connections = [
@@ -142,7 +151,9 @@ def test_a_client_waits_for_a_place(start: Callable[..., Shard]) -> None:
 def test_a_client_comes_again_when_the_connection_itself_has_no_room(
     start: Callable[..., Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "QUEUED_MAX", -(1 + FOLLOWERS_MAX + shard.OPEN_CALLS_MAX + shard.SPARE_THREADS) + 1)
+    monkeypatch.setattr(
+        shard, "QUEUED_MAX", -(1 + follow_calls_max(FOLLOWERS_MAX) + shard.OPEN_CALLS_MAX + shard.SPARE_THREADS) + 1
+    )
     server = start(tables=[TABLE], requests_max=1)
     with ExitStack() as stack:
         store = stack.enter_context(es.connect(server.address, timeout_s=TIMEOUT_S))
@@ -157,3 +168,32 @@ def test_a_client_comes_again_when_the_connection_itself_has_no_room(
         threading.Timer(0.5, watch.cancel).start()
         store.push({"t": (IDS, ONES)})
         np.testing.assert_array_equal(store.pull({"t": IDS})["t"], -ONES)
+
+
+def test_a_reader_who_follows_as_often_as_he_can_leaves_a_standby_its_place(
+    start: Callable[..., Shard], tmp_path: Path
+) -> None:
+    leader = start(tables=[TABLE])
+    with ExitStack() as stack:
+        silent = Silent(stack, leader.address)
+        silent.open(FOLLOW, ASKED_MAX + 4)
+        silent.wait_ended(4)
+        channel = stack.enter_context(grpc.insecure_channel(leader.address))
+        wants = sync_pb2.FollowRequest(epoch=1, wants=sync_pb2.FollowWants()).SerializeToString()
+        following: list[Any] = []
+        for _ in range(of_one_host(FOLLOWERS_MAX)):
+            following.append(channel.stream_stream(FOLLOW, None, None)(silent.after(wants), timeout=TIMEOUT_S))
+            stack.callback(following[-1].cancel)
+            next(following[-1])
+        one_more: Any = channel.stream_stream(FOLLOW, None, None)(silent.after(wants), timeout=TIMEOUT_S)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(one_more)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert leader._measured.refused["Follow", "LimitError"] == 1
+        assert leader._measured.refused["Follow", "BusyError"] >= 4
+        standby = start(follow=[leader.address], standby=True, data=tmp_path / "standby")
+        wait_until(lambda: any(state.standby for state in leader._serving.sync().follower_states()))
+        with es.connect(leader.address, timeout_s=TIMEOUT_S) as store:
+            store.push({"t": (IDS, ONES)})
+        [record] = activate([standby.address], None, force=False, timeout_s=TIMEOUT_S)
+        assert record.addresses == (standby.address,)

@@ -288,7 +288,7 @@ def test_a_follower_that_reads_nothing_loses_its_place_and_delays_no_end(store: 
             follower.wait_synced(TIMEOUT_S)
         leader.sync._window = Window()
         slow.append(Slow(leader, wants(embeddings_only=True)))
-        wait_until(lambda: any(call.sending_s() > WATCH_S for call in list(leader.sync._calls)))
+        wait_until(lambda: any(call.sending_s() > WATCH_S for call in leader.sync._places.calls))
         leader.sync.close()
         wait_until(lambda: leader.sync.followers == 0)
     finally:
