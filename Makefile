@@ -5,7 +5,7 @@
 #   make fuzz [MESSAGES=500000] [SEED=n]          every RPC is sent broken and nonsensical messages, so many each
 #   make sanitize                                 the native core's tests under address, undefined and thread sanitizers
 #   make lint                                     style, types, generated code
-#   make bench [ARGS="table remote checkpoint"]   every figure beside its reference
+#   make bench [ARGS="table remote"]              every figure beside its reference, or those of some workloads
 #   make bench-peers                              other libraries for it, each in an environment of its own (7 GB)
 #   make build | protos | stubs | clean           native module | generated code | its type stubs | remove what was built
 
@@ -84,8 +84,8 @@ lint: $(STAMP)/dev
 	find embedstore/native -name '*.h' -o -name '*.cc' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	$(PY) scripts/check_tree.py
 
-bench: $(STAMP)/dev
-	$(PY) -m benchmarks $(or $(ARGS),table remote checkpoint)
+bench: $(STAMP)/dev $(STAMP)/java
+	$(PY) -m benchmarks $(or $(ARGS),all)
 
 bench-peers: $(PEERS)/.fbgemm $(PEERS)/.tfra
 

@@ -23,6 +23,7 @@ WORKLOADS = {
     "checkpoint": "a checkpoint of rows that all changed, against one flat file; pulls beside checkpoints; a restart",
 }
 GROUPS = {
+    "all": tuple(WORKLOADS),
     "table": ("pull", "skewed", "packed", "threads", "push", "insert", "growth", "memory", "expiry", "delta"),
 }
 """Names that stand for several workloads."""
