@@ -39,10 +39,13 @@ class Served:
 
 @contextmanager
 def served(options: Sequence[str], core: int | None = None) -> Iterator[Served]:
-    """``embedstore serve`` with these options on a free port, as in life, pinned to a core if one is named."""
+    """``embedstore serve`` with these options on a free port, as in life, pinned to a core if one is named. It writes
+    no checkpoints meanwhile: what these cost is a workload of its own."""
     command = [sys.executable, "-c", "from embedstore.cli import main; main()", "serve", "--listen", "127.0.0.1:0"]
     pinned = [] if core is None else ["taskset", "-c", str(core)]
-    with _running([*pinned, *command, "--checkpoint-interval-s", "3600", *options]) as process:
+    with _running(
+        [*pinned, *command, "--checkpoint-interval-s", "3600", "--checkpoint-bytes", str(1 << 40), *options]
+    ) as process:
         yield Served(process, _printed(process, re.compile(r"embedstore: serving (?:shard 0/1|follower) on (\S+)")))
 
 

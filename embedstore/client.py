@@ -42,7 +42,7 @@ from embedstore.peers import Patience
 from embedstore.reads import RemoteReader
 from embedstore.routes import Call, Route
 from embedstore.row_cache import RowCache, check_cache
-from embedstore.session import decoded
+from embedstore.session import decoded, decoded_from
 from embedstore.table_set import check_tables
 from embedstore.updates import Update, send
 from embedstore.v1 import admin_pb2, store_pb2
@@ -150,12 +150,19 @@ class RemoteStore(RemoteReader):
             ]
             return [Call(shard, "Push", request) for shard, request in enumerate(requests)]
 
-        replies = self.peers.ask(plan)
-        answers = [
-            decoded(reply, store_pb2.PushResponse.FromString) for reply in replies if isinstance(reply.outcome, bytes)
-        ]
-        streams = [messages.stream_states_from_proto(answer.streams) for answer in answers]
-        self.raise_worst([reply.outcome for reply in replies], streams)
+        first = self.peers.attempt_first(0, "Push", lambda route: plan(route)[0].request if len(route) == 1 else None)
+        if first is not None and type(first.outcome) is bytes:
+            answers = [decoded_from(first.route.address(0), store_pb2.PushResponse.FromString, first.outcome)]
+            streams = [messages.stream_states_from_proto(answers[0].streams)]
+        else:
+            replies = self.peers.ask(plan, first=first)
+            answers = [
+                decoded(reply, store_pb2.PushResponse.FromString)
+                for reply in replies
+                if isinstance(reply.outcome, bytes)
+            ]
+            streams = [messages.stream_states_from_proto(answer.streams) for answer in answers]
+            self.raise_worst([reply.outcome for reply in replies], streams)
         repeated = all(answer.repeated_push for answer in answers)
         return PushResult(messages.merge_stream_states(streams), repeated=repeated)
 

@@ -58,14 +58,6 @@ class Route:
         return [*((i, future.exception() or future.result()) for i, future in futures), (last, outcome)]
 
 
-class First(NamedTuple):
-    """A first attempt that was made already, of the only call of a plan, at ``began_s`` by the monotonic clock."""
-
-    route: Route
-    began_s: float
-    outcome: Any
-
-
 class Reply(NamedTuple):
     """What became of a call at ``address``. ``moved``: nothing, because the number of shards is another by now;
     ``doubtful``: an attempt got no answer, so that it may have been carried out."""
@@ -75,6 +67,19 @@ class Reply(NamedTuple):
     outcome: bytes | Exception
     moved: bool
     doubtful: bool
+
+
+class First(NamedTuple):
+    """A first attempt that was made already, of the only call of a plan, at ``began_s`` by the monotonic clock."""
+
+    route: Route
+    began_s: float
+    outcome: Any
+
+    def answered(self, method: str) -> list[Reply]:
+        """The answer to this ``method``, if that is what it brought."""
+        call = Call(0, method, b"")
+        return [Reply(call, self.route.address(0), self.outcome, False, False)] if type(self.outcome) is bytes else []
 
 
 Plan = Callable[[Route], Sequence[Call]]

@@ -66,6 +66,14 @@ class ChunkStates(NamedTuple):
     clocks_ms: np.ndarray
 
 
+class PreparedPush(NamedTuple):
+    """What :meth:`Table.apply_push` takes: a push that nothing but its origins can be refused for."""
+
+    ids: np.ndarray
+    grads: np.ndarray
+    options: dict[str, Any]
+
+
 class Table:
     """One table: rows, optimizer state and history of the owned chunks.
 
@@ -222,7 +230,6 @@ class Table:
         event_times_ms: Any = None,
         lr: float | None = None,
         origins: Sequence[Origin] = (),
-        validated: bool = False,
     ) -> None:
         """Apply gradients, float32 [n, dim]; gradients of equal ids are summed.
 
@@ -230,13 +237,12 @@ class Table:
         ``now_ms``: wall time, which bounds event times (plus a minute). ``counts``: occurrences an entry stands for.
         ``event_times_ms``: one int, int64 [n], or None (last_seen becomes the chunk's clock). A chunk's clock is the
         largest event time of its own ids. With ``origins``, each chunk skips a repeat and applies a continuation;
-        GapError or UnknownStreamError otherwise, before anything is touched. ``validated``: the same arrays went
-        through :meth:`validate_push`, so they are not checked again.
+        GapError or UnknownStreamError otherwise, before anything is touched.
         """
-        ids, grads, arguments = self._push_arguments(ids, grads, now_ms, counts, event_times_ms, lr)
-        self._native.push(ids, grads, **arguments, origins=to_tuples(origins), validated=validated)
+        push = self.prepare_push(ids, grads, now_ms=now_ms, counts=counts, event_times_ms=event_times_ms, lr=lr)
+        self.apply_push(push, origins)
 
-    def validate_push(
+    def prepare_push(
         self,
         ids: Ids,
         grads: Any,
@@ -245,10 +251,26 @@ class Table:
         counts: Any = None,
         event_times_ms: Any = None,
         lr: float | None = None,
-    ) -> None:
-        """Raise what :meth:`push` would raise for these arguments (origins aside), and touch nothing."""
-        ids, grads, arguments = self._push_arguments(ids, grads, now_ms, counts, event_times_ms, lr)
-        self._native.validate_push(ids, grads, **arguments)
+    ) -> PreparedPush:
+        """Raise what :meth:`push` would raise for these arguments (origins aside); nothing is touched before
+        :meth:`apply_push`, until which the arrays must stay as they are."""
+        ids = as_ids(ids, self._label("ids"))
+        grads = as_rows(grads, len(ids), self._spec.dim, self._label("grads"))
+        each, time_ms = to_event_times(self._spec.name, event_times_ms, len(ids))
+        check_position("now_ms", now_ms)
+        options: dict[str, Any] = {
+            "now_ms": now_ms,
+            "counts": to_counts(self._label("counts"), counts, len(ids)),
+            "event_times_ms": each,
+            "event_time_ms": time_ms,
+            "lr": to_lr(self._label("lr"), lr),
+        }
+        self._native.validate_push(ids, grads, **options)
+        return PreparedPush(ids, grads, options)
+
+    def apply_push(self, push: PreparedPush, origins: Sequence[Origin] = ()) -> None:
+        """The second half of :meth:`push`."""
+        self._native.push(push.ids, push.grads, **push.options, origins=to_tuples(origins), validated=True)
 
     def assign(
         self,
@@ -384,23 +406,3 @@ class Table:
 
     def _new_incarnations(self) -> np.ndarray:
         return np.ascontiguousarray(self._entropy(len(self._chunks)), dtype=np.uint64)
-
-    def _push_arguments(
-        self, ids: Ids, grads: Any, now_ms: int, counts: Any, event_times_ms: Any, lr: float | None
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        ids = as_ids(ids, self._label("ids"))
-        grads = as_rows(grads, len(ids), self._spec.dim, self._label("grads"))
-        rate = to_lr(self._label("lr"), lr)
-        each, time_ms = to_event_times(self._spec.name, event_times_ms, len(ids))
-        check_position("now_ms", now_ms)
-        return (
-            ids,
-            grads,
-            {
-                "now_ms": now_ms,
-                "counts": to_counts(self._label("counts"), counts, len(ids)),
-                "event_times_ms": each,
-                "event_time_ms": time_ms,
-                "lr": rate,
-            },
-        )

@@ -14,9 +14,11 @@ MESSAGE_BYTES_MAX = 64 << 20
 TABLES_PER_CALL_MAX = 4096
 ORIGINS_PER_CALL_MAX = 4096
 DIM_MAX = (1 << 32) - 1
+HEADS_MAX = 4096
+"""Beginnings of messages that are kept, of each kind."""
 
 FLOAT32, FLOAT16, NONE = 1, 2, 3
-ROW_DTYPES = {0: np.dtype("<f4"), FLOAT32: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
+ROW_DTYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), FLOAT32: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
 _CODES = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16}
 
 

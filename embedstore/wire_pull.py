@@ -29,6 +29,7 @@ from embedstore.protowire import (
 from embedstore.wire_columns import (
     DIM_MAX,
     EMPTY_IDS,
+    HEADS_MAX,
     TABLES_PER_CALL_MAX,
     checked,
     dtype_code,
@@ -40,8 +41,6 @@ from embedstore.wire_columns import (
     rows_at,
     same_length,
 )
-
-HEADS_MAX = 4096
 
 
 class TablePull(NamedTuple):

@@ -20,7 +20,7 @@ import numpy as np
 from embedstore.errors import InvalidArgumentError
 from embedstore.interface import Ids, Origin, PushResult, SweepResult, TablePush, as_ids, as_rows, check_sweep
 from embedstore.origins import Stream, Streams, Watermarks, after, check_event_time, check_origins, is_client, is_new
-from embedstore.table import Table
+from embedstore.table import PreparedPush, Table
 from embedstore.table_set import TableSet, check_tables, wall_clock_ms
 
 SWEEP_ROWS_MIN = 64
@@ -35,18 +35,19 @@ _NO_IDS = np.empty(0, np.uint64)
 
 class _Push(NamedTuple):
     table: Table
-    ids: np.ndarray
-    grads: np.ndarray
-    options: dict[str, Any]
+    prepared: PreparedPush
+
+    @property
+    def num_ids(self) -> int:
+        return len(self.prepared.ids)
 
     def event_times(self) -> tuple[int, int]:
         """The oldest and the newest; 0: not known."""
-        times_ms = self.options["event_times_ms"]
-        if times_ms is None or not len(self.ids):
-            return 0, 0
-        if isinstance(times_ms, int):
-            return times_ms, times_ms
-        return int(np.min(times_ms)), int(np.max(times_ms))
+        each = self.prepared.options["event_times_ms"]
+        if each is None or not len(each):
+            all_ms = max(0, self.prepared.options["event_time_ms"]) if self.num_ids else 0
+            return all_ms, all_ms
+        return int(np.min(each)), int(np.max(each))
 
 
 class WritableTables(TableSet):
@@ -103,7 +104,7 @@ class WritableTables(TableSet):
                 if push is None:
                     table.push(_NO_IDS, _no_rows(table), now_ms=now_ms, origins=origins)
                 else:
-                    table.push(push.ids, push.grads, origins=origins, validated=True, **push.options)
+                    table.apply_push(push.prepared, origins)
                     table.changes.add(self._clock_ms(), *push.event_times())
 
             if origins:
@@ -113,9 +114,9 @@ class WritableTables(TableSet):
                 for push in pushes.values():
                     apply(push.table)
             for push in pushes.values():
-                _sweep_beside(push.table, len(push.ids))
+                _sweep_beside(push.table, push.num_ids)
         self.notify()
-        self._settle(origins, sum(len(push.ids) * push.table.row_bytes for push in pushes.values()))
+        self._settle(origins, sum(push.num_ids * push.table.row_bytes for push in pushes.values()))
         return result
 
     def _checked_pushes(self, tables: Any, event_time_ms: int | None) -> dict[str, _Push]:
@@ -130,12 +131,9 @@ class WritableTables(TableSet):
             if not isinstance(value, tuple) or len(value) != 2:
                 raise InvalidArgumentError(name, "must be a TablePush or a pair (ids, grads)")
             value = TablePush(*value)
-        ids = as_ids(value.ids, f"{name}.ids")
-        grads = as_rows(value.grads, len(ids), table.spec.dim, f"{name}.grads")
         times = event_time_ms if value.event_times_ms is None else value.event_times_ms
         options = {"now_ms": now_ms, "counts": value.counts, "event_times_ms": times, "lr": value.lr}
-        table.validate_push(ids, grads, **options)
-        return _Push(table, ids, grads, options)
+        return _Push(table, table.prepare_push(value.ids, value.grads, **options))
 
     def _with_origins(
         self, origins: Sequence[Origin], generations: Mapping[str, int] | None, apply: Callable[[Table], None]

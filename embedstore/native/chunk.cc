@@ -54,33 +54,32 @@ const bool* mark_missing(const Items& items, const uint32_t* rows, WriteScratch&
 
 }  // namespace
 
-void RowsAhead::fetch_block() noexcept {
-  const std::byte* values[kBlock];
-  const RowHeader* headers[kBlock];
+void RowsAhead::begin_block() noexcept {
+  Place* places = places_ + begun_ % (2 * kBlock);
   const void* versions[kBlock];
-  size_t num_values = 0;
-  size_t num_rows = 0;
   for (size_t k = 0; k < kBlock; ++k) {
+    places[k] = {nullptr, nullptr};
     while (part_ != end_ && at_ == part_->items.count) {
       ++part_;
       at_ = 0;
     }
-    if (part_ == end_) break;
+    if (part_ == end_) continue;
     if (values_.floats != nullptr)
-      values[num_values++] = reinterpret_cast<const std::byte*>(values_.floats) +
-                             values_.occurrences[part_->items.sources[at_]] * values_.num_bytes;
+      places[k].values = reinterpret_cast<const std::byte*>(values_.floats) +
+                         values_.occurrences[part_->items.sources[at_]] * values_.num_bytes;
     ++at_;
     if (const uint32_t row = *rows_++; row < kRowUnset) {
-      headers[num_rows] = &part_->rows->header(row);
-      versions[num_rows++] = part_->rows->version_line(row);
+      places[k].header = &part_->rows->header(row);
+      versions[k] = part_->rows->version_line(row);
     }
   }
-  for (size_t k = 0; k < num_values; ++k) prefetch_line(values[k]);
-  for (size_t k = 0; k < num_rows; ++k) prefetch_line<1>(versions[k]);
-  for (size_t k = 0; k < num_rows; ++k) prefetch_line<1>(headers[k]);
-  for (size_t k = 0; k < num_rows; ++k) Rows::prefetch<1>(headers[k], row_bytes_);
-  for (size_t k = 0; k < num_values; ++k)
-    for (size_t offset = 64; offset < values_.num_bytes; offset += 64) prefetch_line(values[k] + offset);
+  begun_ += kBlock;
+  for (size_t k = 0; k < kBlock; ++k)
+    if (places[k].values != nullptr) prefetch_line(places[k].values);
+  for (size_t k = 0; k < kBlock; ++k)
+    if (places[k].header != nullptr) prefetch_line<1>(versions[k]);
+  for (size_t k = 0; k < kBlock; ++k)
+    if (places[k].header != nullptr) prefetch_line<1>(places[k].header);
 }
 
 void Chunk::Contents::swap(Contents& other) noexcept {

@@ -105,7 +105,8 @@ struct Values {
 // Fetches the rows of a window of parts and the values that go to them, ahead of the loop that uses them.
 //
 // A prefetch of a page that the processor has not at hand holds up what follows until the page is found. So the first
-// lines of a block of items are asked for right after each other: their pages are looked for side by side.
+// lines of a block of items are asked for right after each other: their pages are looked for side by side. The lines
+// behind them follow one item at a time, while others are used: more at once than there can be under way hold up, too.
 class RowsAhead {
  public:
   // Row numbers from here on mean that there is none.
@@ -113,19 +114,33 @@ class RowsAhead {
 
   RowsAhead(std::span<const Part> parts, const uint32_t* rows, size_t row_bytes, const Values& values) noexcept
       : part_(parts.data()), end_(parts.data() + parts.size()), rows_(rows), row_bytes_(row_bytes), values_(values) {
-    fetch_block();
-    fetch_block();
+    begin_block();
+    for (size_t i = 0; i < kBlock; ++i) fetch_rest(i);
+    begin_block();
   }
 
   // To be called for each item in turn.
   void step() noexcept {
-    if (++used_ % kBlock == 0) fetch_block();
+    fetch_rest(used_ + kBlock);
+    if (++used_ % kBlock == 0) begin_block();
   }
 
  private:
   static constexpr size_t kBlock = 16;
 
-  void fetch_block() noexcept;
+  // What an item needs: null where there is none.
+  struct Place {
+    const RowHeader* header;
+    const std::byte* values;
+  };
+
+  void begin_block() noexcept;
+  void fetch_rest(size_t item) const noexcept {
+    const Place& place = places_[item % (2 * kBlock)];
+    if (place.header != nullptr) Rows::prefetch<1>(place.header, row_bytes_);
+    if (place.values != nullptr)
+      for (size_t offset = 64; offset < values_.num_bytes; offset += 64) prefetch_line(place.values + offset);
+  }
 
   const Part* part_;
   const Part* end_;
@@ -133,7 +148,9 @@ class RowsAhead {
   size_t row_bytes_;
   Values values_;
   size_t at_ = 0;
+  size_t begun_ = 0;
   size_t used_ = 0;
+  Place places_[2 * kBlock];
 };
 
 // What one write works with; reused from chunk to chunk.

@@ -89,7 +89,7 @@ void look_up(std::span<const Part> parts, size_t prefetch_bytes, Visit visit) {
       }
       for (; i < end; ++i) lines[count++] = index.first_bucket(hashes[i]);
     });
-    fetch(count);
+    for (size_t k = 0; k < count; ++k) prefetch_line<0>(lines[k]);
     if (begin < kLookupBlock) continue;
     count = 0;
     probe.block([&](const Part& part, size_t i, size_t end) {

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedstore import wire
+from embedstore import wire, wire_push
 from embedstore.errors import InvalidArgumentError, LimitError
 from embedstore.interface import Origin, Rows
 from embedstore.v1 import store_pb2 as pb
@@ -176,6 +176,7 @@ def test_damaged_pushes_are_a_typed_error_or_what_a_generated_parser_reads(
     parts_: list[wire.TablePart], sent_origins: list[Origin], data: st.DataObject
 ) -> None:
     whole = wire.encode_push_request(1, parts_, sent_origins, None, 7)
+    wire.decode_push_request(whole)
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for _ in range(data.draw(st.integers(0, 3))):
         if damaged:
@@ -202,6 +203,13 @@ def check_against_generated(data: bytes) -> None:
         if hasattr(ours, "epoch"):
             assert ours.epoch == theirs.epoch
             assert all(same(a.ids, b.ids) for a, b in zip(ours.tables, theirs.tables, strict=True))
+        if isinstance(ours, wire.PushRequest):
+            assert all(same(a.grads, b.grads) for a, b in zip(ours.tables, theirs.tables, strict=True))
+            assert [(o.stream, o.begin, o.end) for o in ours.origins] == [
+                (o.stream, o.begin, o.end) for o in theirs.origins
+            ]
+            assert ours.generations == {o.stream: o.generation for o in theirs.origins}
+            assert ours.event_time_ms == (theirs.event_time_ms if theirs.HasField("event_time_ms") else None)
 
 
 def push(**changes: Any) -> bytes:
@@ -249,6 +257,54 @@ def test_bounds_are_typed_errors() -> None:
     ids = np.zeros(wire.MESSAGE_BYTES_MAX // 8, np.uint64)
     with pytest.raises(LimitError, match="PullRequest bytes"):
         wire.encode_pull_request(1, [wire.TablePull("t", ids, F32, False)])
+
+
+def origin_bytes(**values: Any) -> bytes:
+    return pb.PushRequest(origins=[pb.Origin(**values)]).SerializeToString()
+
+
+TAILS = {
+    "other numbers": origin_bytes(stream="abc", begin=1, end=2, generation=3) + b"\x20\x09",
+    "no origins": b"\x20\x09",
+    "nothing": b"",
+    "an origin twice": origin_bytes(stream="abc", begin=1, end=2) * 2,
+    "another table": push(),
+    "an epoch": b"\x08\x05",
+    "two times": b"\x20\x09\x20\x0a",
+    "the time first": b"\x20\x09" + origin_bytes(stream="abc", begin=1, end=2),
+    "a long number": b"\x20\x89\x00",
+    "an unknown field": b"\x48\x01" + origin_bytes(stream="abc", begin=1, end=2),
+    "a group": b"\x4b\x4c",
+    "a number that ends early": b"\x20\x89",
+    "no UTF-8": b"\x1a\x03\x0a\x01\xff",
+    "an end before its begin": origin_bytes(stream="abc", begin=2, end=1),
+    "no stream": origin_bytes(begin=1, end=2),
+    "a generation beyond": origin_bytes(stream="abc", begin=1, end=2, generation=2**63),
+    "an origin of another type": b"\x18\x01",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_a_push_like_an_earlier_one_reads_as_the_first_of_its_kind(tail: bytes) -> None:
+    ids, grads = np.arange(5, dtype=np.uint64), np.arange(10, dtype=np.float32).reshape(5, 2)
+    start = wire.encode_push_request(4, [wire.TablePart("items", ids, grads, None, None, None)])
+
+    def read(data: bytes) -> Any:
+        try:
+            request = wire.decode_push_request(data)
+        except InvalidArgumentError as error:
+            return error.field, error.problem
+        columns = [(part.table, part.ids.tolist(), part.grads.tolist()) for part in request.tables]
+        return request.epoch, columns, request.origins, request.generations, request.event_time_ms
+
+    wire_push._recent_shapes.clear()
+    first = read(start + tail)
+    wire_push._recent_shapes.clear()
+    # As long as what follows it, so that it is this one's shape that is looked at.
+    filler = bytes([0x4A, len(tail) - 2]) + bytes(len(tail) - 2) if len(tail) > 1 else tail
+    read(start + filler)
+    assert len(wire_push._recent_shapes) == 1 and len(start + tail) in wire_push._recent_shapes
+    assert read(start + tail) == first
 
 
 def test_unknown_fields_are_left_alone() -> None:
