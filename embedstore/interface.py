@@ -180,8 +180,10 @@ class LeaderState:
 
 @dataclass(frozen=True)
 class FollowerState:
-    """How a leader sees one of its followers. ``lag_s``: now minus the moment up to which it has acknowledged
-    everything, infinite before it has once."""
+    """How a leader sees those of its followers that have one name, ``peer``: the address at which others reach it, its
+    machine, or what it was told to be called. ``lag_s``: now minus the moment up to which it has acknowledged
+    everything, infinite before it has once. What was sent is since the name was first known. ``calls``: on how many it
+    follows now; 0: it has gone, at most ten minutes ago."""
 
     peer: str
     standby: bool
@@ -189,6 +191,7 @@ class FollowerState:
     in_flight_bytes: int
     sent_bytes: int
     sent_messages: int
+    calls: int = 1
 
 
 @dataclass(frozen=True)

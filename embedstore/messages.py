@@ -123,7 +123,13 @@ def stats_from_proto(message: admin_pb2.StatsResponse) -> StoreStats:
         ),
         follower_states=tuple(
             FollowerState(
-                each.peer, each.standby, each.lag_s, each.in_flight_bytes, each.sent_bytes, each.sent_messages
+                each.peer,
+                each.standby,
+                each.lag_s,
+                each.in_flight_bytes,
+                each.sent_bytes,
+                each.sent_messages,
+                each.calls,
             )
             for each in message.follower_states
         ),

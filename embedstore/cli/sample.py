@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -13,18 +13,26 @@ from google.protobuf.message import DecodeError
 
 from embedstore import discovery, messages
 from embedstore.credentials import Credentials
-from embedstore.errors import EmbedstoreError, InvalidArgumentError
+from embedstore.errors import EmbedstoreError, InvalidArgumentError, UnauthenticatedError
 from embedstore.interface import StoreStats
 from embedstore.peers import Peer, Questions, is_address, is_nowhere, parse_addresses
 from embedstore.placement import NUM_SHARDS_MAX
 from embedstore.status import Topology, topology_from_proto
 from embedstore.v1 import admin_pb2
 
+FOUND_MAX = 128
+"""Followers that are asked because somebody told that they follow."""
+
 _UNKNOWN = Topology(0, (), 0)
 _STATS_REQUEST = admin_pb2.StatsRequest().SerializeToString()
 
 Followers = Annotated[
-    str, typer.Option("--followers", envvar="EMBEDSTORE_FOLLOWERS", help="Followers to ask, too: host:port,host:port.")
+    str,
+    typer.Option(
+        "--followers",
+        envvar="EMBEDSTORE_FOLLOWERS",
+        help="Followers to ask beside those that leaders name, and with the token: host:port,host:port.",
+    ),
 ]
 
 
@@ -86,6 +94,7 @@ class Sample:
                 "leader": member.address,
                 "follower": each.peer,
                 "standby": each.standby,
+                "calls": each.calls,
                 "lag_s": each.lag_s,
                 "in_flight_bytes": each.in_flight_bytes,
                 "sent_bytes": each.sent_bytes,
@@ -97,8 +106,8 @@ class Sample:
 
 
 def take(servers: str, followers: str, timeout_s: float) -> Sample:
-    """Ask these and every shard that they know of, all side by side, for ``timeout_s`` at most. Whoever does not answer
-    is a member with a problem."""
+    """Ask these and every shard and follower that they know of, all side by side, for ``timeout_s`` at most. Whoever
+    does not answer is a member with a problem."""
     given = parse_addresses(servers)
     given += parse_addresses(followers) if followers else ()
     with _Look(timeout_s) as look:
@@ -115,6 +124,7 @@ class _Look:
         self._questions = Questions(timeout_s)
         self._connections = ExitStack()
         self._asked: set[str] = set()
+        self._found: dict[str, None] = {}
         self._told: dict[str, admin_pb2.TopologyResponse] = {}
         self._stats: dict[str, StoreStats] = {}
         self._problems: dict[str, Exception] = {}
@@ -126,12 +136,12 @@ class _Look:
     def __exit__(self, *error: object) -> None:
         self._connections.close()
 
-    def at(self, addresses: Iterable[str]) -> None:
+    def at(self, addresses: Iterable[str], credentials: Credentials | None = None) -> None:
         """Ask those at these addresses; both questions at once, so that nobody waits for another's answer."""
         for address in set(addresses) - self._asked:
             self._asked.add(address)
             try:
-                peer = self._connections.enter_context(closing(Peer(address, self._credentials)))
+                peer = self._connections.enter_context(closing(Peer(address, credentials or self._credentials)))
             except InvalidArgumentError as error:  # of what is needed to reach this one
                 self._problems[address] = error
                 continue
@@ -145,21 +155,23 @@ class _Look:
                 if not isinstance(outcome, bytes):
                     self._problems[peer.address] = peer.explain(outcome)
                 elif method == "Stats":
-                    stats = admin_pb2.StatsResponse.FromString(outcome)
-                    self._stats[peer.address] = messages.stats_from_proto(stats)
+                    stats = messages.stats_from_proto(admin_pb2.StatsResponse.FromString(outcome))
+                    self._stats[peer.address] = stats
+                    self._find(stats)
                 else:
                     self._hear(peer.address, admin_pb2.TopologyResponse.FromString(outcome))
             except DecodeError as error:
                 self._problems[peer.address] = EmbedstoreError(f"{peer.address}: malformed answer: {error}")
-        told = [
-            self._told[address] for address in [*given, *self._told] if address in self._told
+        heard = [
+            address for address in [*given, *self._told] if address in self._told and address not in self._found
         ]  # not as they came in
+        told = [self._told[address] for address in heard]
         self._newest = max(
             map(_record, told), key=lambda record: (record.epoch, len(record.addresses)), default=_UNKNOWN
         )
         # A process may be known by the address that it was started with and by another that somebody typed.
         named: dict[str, str] = {}
-        for address in dict.fromkeys([*self._newest.addresses, *given]):
+        for address in dict.fromkeys([*self._newest.addresses, *given, *self._found]):
             own = self._told[address].address if address in self._told else ""
             own = "" if is_nowhere(own) else own  # which many may say of themselves
             named.setdefault(own or address, address)
@@ -167,14 +179,29 @@ class _Look:
 
     def _hear(self, address: str, told: admin_pb2.TopologyResponse) -> None:
         self._told[address] = told
+        if address in self._found:
+            return
         record = _record(told)
         if record.epoch >= self._newest.epoch:
             self._newest = record
             self.at(record.addresses)
 
+    def _find(self, stats: StoreStats) -> None:
+        """Ask the followers that somebody has. They name themselves, so they get no token, and what they say counts
+        only for themselves."""
+        for follower in stats.follower_states:
+            address = follower.peer
+            if not follower.calls or not is_address(address) or is_nowhere(address) or address in self._asked:
+                continue
+            if len(self._found) < FOUND_MAX:
+                self._found[address] = None
+                self.at([address], replace(self._credentials, token_file=None))
+
     def _member(self, address: str) -> Member:
         told, stats = self._told.get(address), self._stats.get(address)
         problem = "" if stats is not None else str(self._problems.get(address, ""))
+        if address in self._found and isinstance(self._problems.get(address), UnauthenticatedError):
+            problem = f"{address}: gets the token when --followers names it"
         if told is None:
             return Member(address, "?", 0, stats, problem)
         epoch, role = told.topology.epoch, "shard"

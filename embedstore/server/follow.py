@@ -19,6 +19,7 @@ from embedstore.interface import LeaderState
 from embedstore.peers import CHANNEL_OPTIONS, parse_addresses
 from embedstore.placement import chunks_of_shard
 from embedstore.server.feed import SYNC_INTERVAL_MS_MAX
+from embedstore.server.followers import check_name, own_name
 from embedstore.server.intake import Intake
 from embedstore.server.link import LeaderLink, Retry
 from embedstore.server.members import Leaders, Members
@@ -38,8 +39,8 @@ class FollowerStore(Replica):
 
     Returns at once and fills itself in the background; :meth:`wait_synced` waits for the first complete copy.
     ``embeddings_only=False`` keeps optimizer state too (a standby), and ``rows`` are float32 then; else see
-    :func:`follow`. ``clock_ms`` is the wall clock that ages are measured with: they are as exact as the clocks of
-    leader and follower agree.
+    :func:`follow`. ``name``: what it calls itself; "": its leaders see where it comes from. ``clock_ms`` is the wall
+    clock that ages are measured with: they are as exact as the clocks of leader and follower agree.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class FollowerStore(Replica):
         clock_ms: Callable[[], int] = wall_clock_ms,
         monotonic_s: Callable[[], float] = time.monotonic,
         standby: sync_pb2.StandbyPlace | None = None,
+        name: str = "",
         credentials: Credentials | None = None,
     ) -> None:
         self._standby_place = standby
@@ -65,6 +67,9 @@ class FollowerStore(Replica):
             raise InvalidArgumentError("only_tables", "must be a sequence of table names")
         if isinstance(sync_interval_ms, bool) or not 1 <= sync_interval_ms <= SYNC_INTERVAL_MS_MAX:
             raise InvalidArgumentError("sync_interval_ms", f"must be in [1, {SYNC_INTERVAL_MS_MAX}]")
+        if name:
+            check_name("name", name)
+        self._name = name
         super().__init__(embeddings_only=embeddings_only, rows=rows, clock_ms=clock_ms)
         self._only_tables = tuple(only_tables)
         self._sync_interval_ms = sync_interval_ms
@@ -142,6 +147,7 @@ class FollowerStore(Replica):
             embeddings_only=self._embeddings_only,
             sync_interval_ms=self._sync_interval_ms,
             standby=self._standby_place,
+            name=self._name,
             complete_until_ms=complete_until_ms or self._complete_before_ms,
             clock_ms=self._clock_ms,
         )
@@ -248,13 +254,15 @@ def follow(
     only_tables: Sequence[str] | None = None,
     sync_interval_ms: int = SYNC_INTERVAL_MS,
     credentials: Credentials | None = None,
+    name: str | None = None,
 ) -> FollowerStore:
     """A serving follower inside this process: embeddings and metadata of the leaders' tables, read-only.
 
     ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard that knows all is enough.
     ``rows``: how to keep them: "fp32" (as None), "fp16", "int8" or "int4"; whatever it is, pulls give float32.
     ``only_tables``: leave out all others. ``sync_interval_ms``: shortest time between two deltas of one chunk.
-    ``credentials``: as for :func:`embedstore.connect`.
+    ``credentials``: as for :func:`embedstore.connect`. ``name``: what the leaders call it in their numbers; its
+    machine's without one.
     Returns before anything has arrived; see :meth:`FollowerStore.wait_synced`.
     """
     return FollowerStore(
@@ -263,4 +271,5 @@ def follow(
         only_tables=only_tables or (),
         sync_interval_ms=sync_interval_ms,
         credentials=credentials,
+        name=own_name() if name is None else name,
     )

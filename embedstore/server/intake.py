@@ -84,6 +84,7 @@ class Intake:
         embeddings_only: bool,
         sync_interval_ms: int,
         standby: sync_pb2.StandbyPlace | None = None,
+        name: str = "",
         complete_until_ms: int = 0,
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
@@ -94,6 +95,7 @@ class Intake:
         self._embeddings_only = embeddings_only
         self._sync_interval_ms = sync_interval_ms
         self._standby = standby
+        self._name = name
         self._specs: dict[str, TableSpec] = {}
         self._agreed: dict[str, tuple[TableSpec, Table]] = {}
         self._refused: set[str] = set()
@@ -135,6 +137,7 @@ class Intake:
             sync_interval_ms=self._sync_interval_ms,
             standby=self._standby,
             complete_until_ms=self.complete_until_ms,
+            name=self._name,
         )
 
     def applied(self) -> sync_pb2.WatermarkSet | None:

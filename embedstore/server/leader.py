@@ -21,10 +21,10 @@ import grpc
 
 from embedstore.errors import EmbedstoreError, InvalidArgumentError, LimitError, StaleEpochError, UnavailableError
 from embedstore.interface import FollowerState, check_position
-from embedstore.peers import is_address
 from embedstore.server.doors import BusyError, host_of
 from embedstore.server.feed import Feed, Pace
 from embedstore.server.follow_places import FOLLOWERS_MAX, FollowPlaces
+from embedstore.server.followers import Followers, Named, check_wants, name_of
 from embedstore.server.shared_deltas import SharedDeltas
 from embedstore.status import to_status
 from embedstore.v1 import sync_pb2, sync_pb2_grpc
@@ -39,7 +39,6 @@ ROUND_PAUSE_S = 0.01
 WATCH_S = 1.0
 REWINDS_MAX = 1 << 16
 REWIND_BYTES_MAX = 64 << 20
-WANTED_MAX = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class _Call:
         applied: Callable[[str, Mapping[str, int], int], object],
     ) -> None:
         self.peer = peer
+        self.named: Named | None = None
         self._window = window
         self._applied = applied
         self._wake = wake
@@ -107,7 +107,7 @@ class _Call:
             if self._wants is None:
                 if kind != "wants":
                     raise InvalidArgumentError("FollowRequest.kind", "the first message must be wants")
-                _check_wants(request.wants)
+                check_wants(request.wants)
                 self._wants = request
             elif kind == "ack":
                 self._acknowledge(request.ack.sequence)
@@ -198,10 +198,9 @@ class _Call:
     def state(self, now_ms: int) -> FollowerState:
         """How this follower stands."""
         with self._condition:
-            wants = self._wants
             return FollowerState(
                 self.peer,
-                wants is not None and wants.wants.HasField("standby"),
+                self.named is not None and self.named.standby,
                 max(now_ms - self._complete_ms, 0) / 1000 if self._complete_ms else float("inf"),
                 self._in_flight_bytes,
                 self._sent_bytes,
@@ -223,15 +222,6 @@ class _Call:
         """Raise what the reader found wrong."""
         if self._error is not None:
             raise self._error
-
-
-def _check_wants(wants: sync_pb2.FollowWants) -> None:
-    for name in ("tables", "only_tables", "dense_checksums"):
-        if len(getattr(wants, name)) > WANTED_MAX:
-            raise LimitError(f"FollowWants.{name}", len(getattr(wants, name)), WANTED_MAX)
-    address = wants.standby.address
-    if address and not is_address(address):
-        raise InvalidArgumentError("StandbyPlace.address", "must be host:port")
 
 
 class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
@@ -266,6 +256,7 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         self._monotonic_ms = monotonic_ms
         self._lock = threading.Lock()
         self._places: FollowPlaces[_Call] = FollowPlaces(followers_max)
+        self._named = Followers(monotonic_ms)
         self._watched = False
         self._stopping = threading.Event()
         self._closed = False
@@ -278,11 +269,10 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
             return len(self._places.taken)
 
     def follower_states(self) -> tuple[FollowerState, ...]:
-        """Who follows, and how far."""
-        with self._lock:
-            calls = list(self._places.taken)
+        """Who follows, or did lately, and how far: calls of one name together."""
         now_ms = self._clock_ms()
-        return tuple(call.state(now_ms) for call in calls)
+        with self._lock:
+            return self._named.states((call.named, call.state(now_ms)) for call in self._places.taken if call.named)
 
     def close(self) -> None:
         """End every call and refuse new ones; call it before the server stops. Twice is harmless. A call is ended
@@ -343,10 +333,12 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
             self._refused(BusyError("follower", "had to go before it said what it wants"))
             cut_oldest()
 
-    def _admit(self, call: _Call, *, standby: bool) -> bool:
+    def _admit(self, call: _Call, wants: sync_pb2.FollowWants) -> bool:
+        standby = wants.HasField("standby")
         with self._lock:
             if not self._places.take(call, host_of(call.peer), standby=standby):
                 return False
+            call.named = self._named.came(name_of(wants, call.peer), standby=standby)
             watched, self._watched = self._watched, True
         if not watched:
             threading.Thread(target=self._watch, name="follow-watch", daemon=True).start()
@@ -358,6 +350,8 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         with self._lock:
             if not self._places.leave(call):
                 return
+            if call.named is not None:
+                self._named.went(call.named, call.state(self._clock_ms()))
             if len(self._places.taken) < 2:
                 self.deltas.forget()
         self._tables.follower_left()
@@ -367,11 +361,11 @@ class SyncServicer(sync_pb2_grpc.SyncServiceServicer):
         request = call.wants(WANTS_TIMEOUT_S)
         if request is None:
             return
-        epoch, standby = self._epoch(), request.wants.HasField("standby")
+        epoch = self._epoch()
         # A standby may fetch what is left of a leader that has been replaced already.
-        if request.epoch not in (0, epoch) and not standby:
+        if request.epoch not in (0, epoch) and not request.wants.HasField("standby"):
             raise StaleEpochError(request.epoch, epoch)
-        if not self._admit(call, standby=standby):
+        if not self._admit(call, request.wants):
             return
         feed = Feed(
             self._tables,

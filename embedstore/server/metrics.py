@@ -172,20 +172,24 @@ def _streams(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
 
 def _replication(stats: StoreStats) -> Iterator[Family]:
     yield _gauge("followers", "Followers that are connected.", stats.followers)
-    lag = _gauge("follower_lag_seconds", "Age of what a follower has acknowledged.", None, ["peer", "standby"])
-    flying = _gauge("follower_in_flight_bytes", "Sent and not acknowledged.", None, ["peer", "standby"])
-    sent = _counter("follower_sent_bytes", "Sent on its present call.", ["peer", "standby"])
+    of = ["peer", "standby"]
+    calls = _gauge("follower_calls", "Calls on which a follower is connected; 0 when it has gone.", None, of)
+    lag = _gauge("follower_lag_seconds", "Age of what a follower has acknowledged.", None, of)
+    flying = _gauge("follower_in_flight_bytes", "Sent and not acknowledged.", None, of)
+    sent = _counter("follower_sent_bytes", "Sent to a follower, however often it connected.", of)
     for follower in stats.follower_states:
         labels = [follower.peer, str(follower.standby).lower()]
-        lag.add_metric(labels, follower.lag_s)
-        flying.add_metric(labels, follower.in_flight_bytes)
+        calls.add_metric(labels, follower.calls)
         sent.add_metric(labels, follower.sent_bytes)
+        if follower.calls:
+            lag.add_metric(labels, follower.lag_s)
+            flying.add_metric(labels, follower.in_flight_bytes)
     age = _gauge("leader_age_seconds", "How old the rows of a leader are here.", None, ["leader"])
     connected = _gauge("leader_connected", "1 while the leader is followed.", None, ["leader"])
     for leader in stats.leaders:
         age.add_metric([leader.address], leader.age_s)
         connected.add_metric([leader.address], leader.connected)
-    yield from (lag, flying, sent, age, connected)
+    yield from (calls, lag, flying, sent, age, connected)
 
 
 def _gauge(name: str, meaning: str, value: float | None, labels: list[str] | None = None) -> GaugeMetricFamily:

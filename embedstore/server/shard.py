@@ -30,6 +30,7 @@ from embedstore.server.doors import Door, Entrance
 from embedstore.server.feed import Pace
 from embedstore.server.follow import FollowerStore, follow
 from embedstore.server.follow_places import follow_calls_max
+from embedstore.server.followers import own_name
 from embedstore.server.interceptors import Guard, parse
 from embedstore.server.leader import SyncServicer
 from embedstore.server.membership import newest_record, watch_members
@@ -257,6 +258,7 @@ class Shard:
                 rows=options.rows,
                 sync_interval_ms=options.sync_interval_ms,
                 credentials=options.credentials,
+                name=own_name(self._serving.advertised),
             )
             self._store = follower
             self._serving.receive(follower)

@@ -15,6 +15,7 @@ from embedstore.errors import UnavailableError
 from embedstore.interface import DenseSet
 from embedstore.placement import check_shard, chunks_of_shard, shard_of_dense_set
 from embedstore.server.follow import SYNC_INTERVAL_MS, FollowerStore
+from embedstore.server.followers import own_name
 from embedstore.server.link import Retry
 from embedstore.server.members import Leaders
 from embedstore.spec import TableSpec
@@ -50,6 +51,7 @@ class Standby(FollowerStore):
             sync_interval_ms=sync_interval_ms,
             retry=retry,
             clock_ms=clock_ms,
+            name=own_name(address),
             credentials=credentials,
             standby=sync_pb2.StandbyPlace(shard=shard, num_shards=num_shards, address=address),
         )

@@ -247,20 +247,22 @@ class LeaderState(_message.Message):
     def __init__(self, address: _Optional[str] = ..., connected: _Optional[bool] = ..., age_s: _Optional[float] = ..., deltas: _Optional[int] = ..., reconnects: _Optional[int] = ...) -> None: ...
 
 class FollowerState(_message.Message):
-    __slots__ = ("peer", "standby", "lag_s", "in_flight_bytes", "sent_bytes", "sent_messages")
+    __slots__ = ("peer", "standby", "lag_s", "in_flight_bytes", "sent_bytes", "sent_messages", "calls")
     PEER_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     LAG_S_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     SENT_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     peer: str
     standby: bool
     lag_s: float
     in_flight_bytes: int
     sent_bytes: int
     sent_messages: int
-    def __init__(self, peer: _Optional[str] = ..., standby: _Optional[bool] = ..., lag_s: _Optional[float] = ..., in_flight_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., sent_messages: _Optional[int] = ...) -> None: ...
+    calls: int
+    def __init__(self, peer: _Optional[str] = ..., standby: _Optional[bool] = ..., lag_s: _Optional[float] = ..., in_flight_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., sent_messages: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...
 
 class Distribution(_message.Message):
     __slots__ = ("measure", "table", "bounds", "counts", "total")

@@ -26,7 +26,7 @@ from embedstore.v1 import spec_pb2 as embedstore_dot_v1_dot_spec__pb2
 from embedstore.v1 import store_pb2 as embedstore_dot_v1_dot_store__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65mbedstore/v1/sync.proto\x12\rembedstore.v1\x1a\x18\x65mbedstore/v1/spec.proto\x1a\x19\x65mbedstore/v1/store.proto\"=\n\x06\x43ursor\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07version\x18\x03 \x01(\x04\"U\n\x0cTableCursors\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x0c\x12\x14\n\x0cincarnations\x18\x03 \x01(\x0c\x12\x10\n\x08versions\x18\x04 \x01(\x0c\"\xab\x01\n\rFollowRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12+\n\x05wants\x18\x02 \x01(\x0b\x32\x1a.embedstore.v1.FollowWantsH\x00\x12\'\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x18.embedstore.v1.FollowAckH\x00\x12-\n\x06rewind\x18\x04 \x01(\x0b\x32\x1b.embedstore.v1.FollowRewindH\x00\x42\x06\n\x04kind\"\xcb\x02\n\x0b\x46ollowWants\x12+\n\x06tables\x18\x01 \x03(\x0b\x32\x1b.embedstore.v1.TableCursors\x12\x13\n\x0bonly_tables\x18\x02 \x03(\t\x12\x17\n\x0f\x65mbeddings_only\x18\x03 \x01(\x08\x12G\n\x0f\x64\x65nse_checksums\x18\x04 \x03(\x0b\x32..embedstore.v1.FollowWants.DenseChecksumsEntry\x12\x18\n\x10sync_interval_ms\x18\x05 \x01(\r\x12,\n\x07standby\x18\x06 \x01(\x0b\x32\x1b.embedstore.v1.StandbyPlace\x12\x19\n\x11\x63omplete_until_ms\x18\x07 \x01(\x03\x1a\x35\n\x13\x44\x65nseChecksumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x07:\x02\x38\x01\"B\n\x0cStandbyPlace\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nnum_shards\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"K\n\tFollowAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12,\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"Q\n\x0c\x46ollowRewind\x12,\n\x07\x63ursors\x18\x01 \x01(\x0b\x32\x1b.embedstore.v1.TableCursors\x12\x13\n\x0bwhole_table\x18\x02 \x01(\x08\"\xec\x02\n\x0e\x46ollowResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x31\n\x05table\x18\x02 \x01(\x0b\x32 .embedstore.v1.TableAnnouncementH\x00\x12.\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x1b.embedstore.v1.TableDroppedH\x00\x12+\n\x06\x64\x65ltas\x18\x04 \x01(\x0b\x32\x19.embedstore.v1.DeltaPartsH\x00\x12-\n\theartbeat\x18\x05 \x01(\x0b\x32\x18.embedstore.v1.HeartbeatH\x00\x12)\n\x05\x64\x65nse\x18\x06 \x01(\x0b\x32\x18.embedstore.v1.DensePartH\x00\x12-\n\x07streams\x18\x07 \x01(\x0b\x32\x1a.embedstore.v1.OpenStreamsH\x00\x12\'\n\x06probes\x18\x08 \x01(\x0b\x32\x15.embedstore.v1.ProbesH\x00\x42\x06\n\x04kind\"?\n\x0bOpenStreams\x12\x30\n\x07streams\x18\x01 \x03(\x0b\x32\x1f.embedstore.v1.OpenStreamRecord\"E\n\x10OpenStreamRecord\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\";\n\x11TableAnnouncement\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.embedstore.v1.TableSpec\"\x1d\n\x0cTableDropped\x12\r\n\x05table\x18\x01 \x01(\t\"F\n\nDeltaParts\x12\'\n\x05parts\x18\x01 \x03(\x0b\x32\x18.embedstore.v1.DeltaPart\x12\x0f\n\x07sent_ms\x18\x02 \x01(\x03\".\n\x06Probes\x12$\n\x06probes\x18\x01 \x03(\x0b\x32\x14.embedstore.v1.Probe\"9\n\x05Probe\x12\r\n\x05table\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x06\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\"\x89\x01\n\tDeltaPart\x12\r\n\x05table\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x17\n\x0foldest_event_ms\x18\x06 \x01(\x03\x12\x17\n\x0fnewest_event_ms\x18\x07 \x01(\x03\"W\n\tDensePart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"j\n\tHeartbeat\x12\x19\n\x11\x63omplete_until_ms\x18\x01 \x01(\x03\x12\x13\n\x0breplaced_in\x18\x03 \x01(\x04\x12-\n\x06tables\x18\x02 \x03(\x0b\x32\x1d.embedstore.v1.TableHeartbeat\"\xba\x01\n\x0eTableHeartbeat\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x0c\x12\x14\n\x0cincarnations\x18\x03 \x01(\x0c\x12\x10\n\x08versions\x18\x04 \x01(\x0c\x12\x11\n\tclocks_ms\x18\x05 \x01(\x0c\x12\x19\n\x11watermark_indexes\x18\x06 \x01(\x0c\x12\x33\n\x0ewatermark_sets\x18\x07 \x03(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"@\n\x0cWatermarkSet\x12\x30\n\tpositions\x18\x01 \x03(\x0b\x32\x1d.embedstore.v1.StreamPosition2X\n\x0bSyncService\x12I\n\x06\x46ollow\x12\x1c.embedstore.v1.FollowRequest\x1a\x1d.embedstore.v1.FollowResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65mbedstore/v1/sync.proto\x12\rembedstore.v1\x1a\x18\x65mbedstore/v1/spec.proto\x1a\x19\x65mbedstore/v1/store.proto\"=\n\x06\x43ursor\x12\r\n\x05\x63hunk\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0f\n\x07version\x18\x03 \x01(\x04\"U\n\x0cTableCursors\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x0c\x12\x14\n\x0cincarnations\x18\x03 \x01(\x0c\x12\x10\n\x08versions\x18\x04 \x01(\x0c\"\xab\x01\n\rFollowRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12+\n\x05wants\x18\x02 \x01(\x0b\x32\x1a.embedstore.v1.FollowWantsH\x00\x12\'\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x18.embedstore.v1.FollowAckH\x00\x12-\n\x06rewind\x18\x04 \x01(\x0b\x32\x1b.embedstore.v1.FollowRewindH\x00\x42\x06\n\x04kind\"\xd9\x02\n\x0b\x46ollowWants\x12+\n\x06tables\x18\x01 \x03(\x0b\x32\x1b.embedstore.v1.TableCursors\x12\x13\n\x0bonly_tables\x18\x02 \x03(\t\x12\x17\n\x0f\x65mbeddings_only\x18\x03 \x01(\x08\x12G\n\x0f\x64\x65nse_checksums\x18\x04 \x03(\x0b\x32..embedstore.v1.FollowWants.DenseChecksumsEntry\x12\x18\n\x10sync_interval_ms\x18\x05 \x01(\r\x12,\n\x07standby\x18\x06 \x01(\x0b\x32\x1b.embedstore.v1.StandbyPlace\x12\x19\n\x11\x63omplete_until_ms\x18\x07 \x01(\x03\x12\x0c\n\x04name\x18\x08 \x01(\t\x1a\x35\n\x13\x44\x65nseChecksumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x07:\x02\x38\x01\"B\n\x0cStandbyPlace\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\nnum_shards\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"K\n\tFollowAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12,\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"Q\n\x0c\x46ollowRewind\x12,\n\x07\x63ursors\x18\x01 \x01(\x0b\x32\x1b.embedstore.v1.TableCursors\x12\x13\n\x0bwhole_table\x18\x02 \x01(\x08\"\xec\x02\n\x0e\x46ollowResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x31\n\x05table\x18\x02 \x01(\x0b\x32 .embedstore.v1.TableAnnouncementH\x00\x12.\n\x07\x64ropped\x18\x03 \x01(\x0b\x32\x1b.embedstore.v1.TableDroppedH\x00\x12+\n\x06\x64\x65ltas\x18\x04 \x01(\x0b\x32\x19.embedstore.v1.DeltaPartsH\x00\x12-\n\theartbeat\x18\x05 \x01(\x0b\x32\x18.embedstore.v1.HeartbeatH\x00\x12)\n\x05\x64\x65nse\x18\x06 \x01(\x0b\x32\x18.embedstore.v1.DensePartH\x00\x12-\n\x07streams\x18\x07 \x01(\x0b\x32\x1a.embedstore.v1.OpenStreamsH\x00\x12\'\n\x06probes\x18\x08 \x01(\x0b\x32\x15.embedstore.v1.ProbesH\x00\x42\x06\n\x04kind\"?\n\x0bOpenStreams\x12\x30\n\x07streams\x18\x01 \x03(\x0b\x32\x1f.embedstore.v1.OpenStreamRecord\"E\n\x10OpenStreamRecord\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x04\x12\x12\n\ngeneration\x18\x03 \x01(\x04\";\n\x11TableAnnouncement\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.embedstore.v1.TableSpec\"\x1d\n\x0cTableDropped\x12\r\n\x05table\x18\x01 \x01(\t\"F\n\nDeltaParts\x12\'\n\x05parts\x18\x01 \x03(\x0b\x32\x18.embedstore.v1.DeltaPart\x12\x0f\n\x07sent_ms\x18\x02 \x01(\x03\".\n\x06Probes\x12$\n\x06probes\x18\x01 \x03(\x0b\x32\x14.embedstore.v1.Probe\"9\n\x05Probe\x12\r\n\x05table\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x06\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\"\x89\x01\n\tDeltaPart\x12\r\n\x05table\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x17\n\x0foldest_event_ms\x18\x06 \x01(\x03\x12\x17\n\x0fnewest_event_ms\x18\x07 \x01(\x03\"W\n\tDensePart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"j\n\tHeartbeat\x12\x19\n\x11\x63omplete_until_ms\x18\x01 \x01(\x03\x12\x13\n\x0breplaced_in\x18\x03 \x01(\x04\x12-\n\x06tables\x18\x02 \x03(\x0b\x32\x1d.embedstore.v1.TableHeartbeat\"\xba\x01\n\x0eTableHeartbeat\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x0c\x12\x14\n\x0cincarnations\x18\x03 \x01(\x0c\x12\x10\n\x08versions\x18\x04 \x01(\x0c\x12\x11\n\tclocks_ms\x18\x05 \x01(\x0c\x12\x19\n\x11watermark_indexes\x18\x06 \x01(\x0c\x12\x33\n\x0ewatermark_sets\x18\x07 \x03(\x0b\x32\x1b.embedstore.v1.WatermarkSet\"@\n\x0cWatermarkSet\x12\x30\n\tpositions\x18\x01 \x03(\x0b\x32\x1d.embedstore.v1.StreamPosition2X\n\x0bSyncService\x12I\n\x06\x46ollow\x12\x1c.embedstore.v1.FollowRequest\x1a\x1d.embedstore.v1.FollowResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,41 +42,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOLLOWREQUEST']._serialized_start=247
   _globals['_FOLLOWREQUEST']._serialized_end=418
   _globals['_FOLLOWWANTS']._serialized_start=421
-  _globals['_FOLLOWWANTS']._serialized_end=752
-  _globals['_FOLLOWWANTS_DENSECHECKSUMSENTRY']._serialized_start=699
-  _globals['_FOLLOWWANTS_DENSECHECKSUMSENTRY']._serialized_end=752
-  _globals['_STANDBYPLACE']._serialized_start=754
-  _globals['_STANDBYPLACE']._serialized_end=820
-  _globals['_FOLLOWACK']._serialized_start=822
-  _globals['_FOLLOWACK']._serialized_end=897
-  _globals['_FOLLOWREWIND']._serialized_start=899
-  _globals['_FOLLOWREWIND']._serialized_end=980
-  _globals['_FOLLOWRESPONSE']._serialized_start=983
-  _globals['_FOLLOWRESPONSE']._serialized_end=1347
-  _globals['_OPENSTREAMS']._serialized_start=1349
-  _globals['_OPENSTREAMS']._serialized_end=1412
-  _globals['_OPENSTREAMRECORD']._serialized_start=1414
-  _globals['_OPENSTREAMRECORD']._serialized_end=1483
-  _globals['_TABLEANNOUNCEMENT']._serialized_start=1485
-  _globals['_TABLEANNOUNCEMENT']._serialized_end=1544
-  _globals['_TABLEDROPPED']._serialized_start=1546
-  _globals['_TABLEDROPPED']._serialized_end=1575
-  _globals['_DELTAPARTS']._serialized_start=1577
-  _globals['_DELTAPARTS']._serialized_end=1647
-  _globals['_PROBES']._serialized_start=1649
-  _globals['_PROBES']._serialized_end=1695
-  _globals['_PROBE']._serialized_start=1697
-  _globals['_PROBE']._serialized_end=1754
-  _globals['_DELTAPART']._serialized_start=1757
-  _globals['_DELTAPART']._serialized_end=1894
-  _globals['_DENSEPART']._serialized_start=1896
-  _globals['_DENSEPART']._serialized_end=1983
-  _globals['_HEARTBEAT']._serialized_start=1985
-  _globals['_HEARTBEAT']._serialized_end=2091
-  _globals['_TABLEHEARTBEAT']._serialized_start=2094
-  _globals['_TABLEHEARTBEAT']._serialized_end=2280
-  _globals['_WATERMARKSET']._serialized_start=2282
-  _globals['_WATERMARKSET']._serialized_end=2346
-  _globals['_SYNCSERVICE']._serialized_start=2348
-  _globals['_SYNCSERVICE']._serialized_end=2436
+  _globals['_FOLLOWWANTS']._serialized_end=766
+  _globals['_FOLLOWWANTS_DENSECHECKSUMSENTRY']._serialized_start=713
+  _globals['_FOLLOWWANTS_DENSECHECKSUMSENTRY']._serialized_end=766
+  _globals['_STANDBYPLACE']._serialized_start=768
+  _globals['_STANDBYPLACE']._serialized_end=834
+  _globals['_FOLLOWACK']._serialized_start=836
+  _globals['_FOLLOWACK']._serialized_end=911
+  _globals['_FOLLOWREWIND']._serialized_start=913
+  _globals['_FOLLOWREWIND']._serialized_end=994
+  _globals['_FOLLOWRESPONSE']._serialized_start=997
+  _globals['_FOLLOWRESPONSE']._serialized_end=1361
+  _globals['_OPENSTREAMS']._serialized_start=1363
+  _globals['_OPENSTREAMS']._serialized_end=1426
+  _globals['_OPENSTREAMRECORD']._serialized_start=1428
+  _globals['_OPENSTREAMRECORD']._serialized_end=1497
+  _globals['_TABLEANNOUNCEMENT']._serialized_start=1499
+  _globals['_TABLEANNOUNCEMENT']._serialized_end=1558
+  _globals['_TABLEDROPPED']._serialized_start=1560
+  _globals['_TABLEDROPPED']._serialized_end=1589
+  _globals['_DELTAPARTS']._serialized_start=1591
+  _globals['_DELTAPARTS']._serialized_end=1661
+  _globals['_PROBES']._serialized_start=1663
+  _globals['_PROBES']._serialized_end=1709
+  _globals['_PROBE']._serialized_start=1711
+  _globals['_PROBE']._serialized_end=1768
+  _globals['_DELTAPART']._serialized_start=1771
+  _globals['_DELTAPART']._serialized_end=1908
+  _globals['_DENSEPART']._serialized_start=1910
+  _globals['_DENSEPART']._serialized_end=1997
+  _globals['_HEARTBEAT']._serialized_start=1999
+  _globals['_HEARTBEAT']._serialized_end=2105
+  _globals['_TABLEHEARTBEAT']._serialized_start=2108
+  _globals['_TABLEHEARTBEAT']._serialized_end=2294
+  _globals['_WATERMARKSET']._serialized_start=2296
+  _globals['_WATERMARKSET']._serialized_end=2360
+  _globals['_SYNCSERVICE']._serialized_start=2362
+  _globals['_SYNCSERVICE']._serialized_end=2450
 # @@protoc_insertion_point(module_scope)

@@ -43,7 +43,7 @@ class FollowRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., wants: _Optional[_Union[FollowWants, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., rewind: _Optional[_Union[FollowRewind, _Mapping]] = ...) -> None: ...
 
 class FollowWants(_message.Message):
-    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms", "standby", "complete_until_ms")
+    __slots__ = ("tables", "only_tables", "embeddings_only", "dense_checksums", "sync_interval_ms", "standby", "complete_until_ms", "name")
     class DenseChecksumsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class FollowWants(_message.Message):
     SYNC_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableCursors]
     only_tables: _containers.RepeatedScalarFieldContainer[str]
     embeddings_only: bool
@@ -65,7 +66,8 @@ class FollowWants(_message.Message):
     sync_interval_ms: int
     standby: StandbyPlace
     complete_until_ms: int
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ..., standby: _Optional[_Union[StandbyPlace, _Mapping]] = ..., complete_until_ms: _Optional[int] = ...) -> None: ...
+    name: str
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableCursors, _Mapping]]] = ..., only_tables: _Optional[_Iterable[str]] = ..., embeddings_only: _Optional[bool] = ..., dense_checksums: _Optional[_Mapping[str, int]] = ..., sync_interval_ms: _Optional[int] = ..., standby: _Optional[_Union[StandbyPlace, _Mapping]] = ..., complete_until_ms: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class StandbyPlace(_message.Message):
     __slots__ = ("shard", "num_shards", "address")

@@ -201,7 +201,7 @@ def _follow() -> Sequence[Message]:
     standby = sync_pb2.StandbyPlace(shard=0, num_shards=NUM_SHARDS, address=ELSEWHERE)
     applied = sync_pb2.WatermarkSet(positions=[store_pb2.StreamPosition(stream=STREAM, position=STREAM_BEGIN)])
     wants = [
-        sync_pb2.FollowWants(tables=[cursors], embeddings_only=True, sync_interval_ms=50),
+        sync_pb2.FollowWants(tables=[cursors], embeddings_only=True, sync_interval_ms=50, name=ELSEWHERE),
         sync_pb2.FollowWants(only_tables=["users"], dense_checksums={DENSE: 7}, embeddings_only=True),
         sync_pb2.FollowWants(standby=standby),
     ]

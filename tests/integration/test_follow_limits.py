@@ -282,7 +282,7 @@ def test_a_follower_that_reads_nothing_loses_its_place_and_delays_no_end(store: 
     store.push({"items": ones(range(200_000), 16)})
     slow = [Slow(leader, wants(embeddings_only=True)) for _ in range(2)]
     try:
-        wait_until(lambda: len(leader.sync.follower_states()) == 2)
+        wait_until(lambda: sum(each.calls for each in leader.sync.follower_states()) == 2)
         wait_until(lambda: leader.sync.followers == 0)
         with FollowerStore(leader.address, retry=RETRY) as follower:
             follower.wait_synced(TIMEOUT_S)

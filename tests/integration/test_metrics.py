@@ -7,7 +7,6 @@ import re
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,13 @@ import numpy as np
 import pytest
 from certificates import Authority
 from processes import free_port, run
-from prometheus_client.parser import text_string_to_metric_families
+from scraping import families, scraped
 
 import embedstore as es
 from embedstore.credentials import PLAIN
 from embedstore.freshness import MEANINGS, SAMPLE_INTERVAL_S, TIME_TO_FIRST_EMBEDDING
 from embedstore.placement import chunks_of_ids
-from embedstore.server.exposed import ExposedMetrics, expose_metrics
+from embedstore.server.exposed import expose_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
 
@@ -35,19 +34,6 @@ TIMEOUT_S = 20.0
 def start(start: Callable[..., Shard]) -> Callable[..., Shard]:
     """As everywhere, with metrics."""
     return partial(start, metrics_listen="127.0.0.1:0")
-
-
-def scraped(shard: Shard | ExposedMetrics, context: ssl.SSLContext | None = None) -> dict[tuple[str, ...], float]:
-    """Every sample by name and labels' values."""
-    address = shard.metrics_address if isinstance(shard, Shard) else shard.address
-    scheme = "http" if context is None else "https"
-    with urllib.request.urlopen(f"{scheme}://{address}/metrics", context=context, timeout=10) as answer:
-        text = answer.read().decode()
-    return {
-        (sample.name.removeprefix("embedstore_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def until(found: Callable[[], bool]) -> None:
@@ -182,11 +168,8 @@ def test_the_manual_lists_every_metric(start: Callable[..., Shard], tmp_path: Pa
     standby = start(follow=[leader.address], standby=True, data=tmp_path)
     manual = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     listed = set(re.findall(r"`embedstore_([a-z_]+)", manual))
-    families: set[str] = set()
-    for shard in (leader, follower, standby):
-        with urllib.request.urlopen(f"http://{shard.metrics_address}/metrics", timeout=10) as answer:
-            families |= {family.name for family in text_string_to_metric_families(answer.read().decode())}
-    told = {name.removeprefix("embedstore_") for name in families if name.startswith("embedstore_")}
+    names = {name for shard in (leader, follower, standby) for name in families(shard.metrics_address)}
+    told = {name.removeprefix("embedstore_") for name in names if name.startswith("embedstore_")}
     assert {name.removesuffix("_total") for name in listed} == told
     assert listed >= set(MEANINGS)
 
