@@ -12,7 +12,8 @@ import hmac
 import logging
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _READ = frozenset(
     ["Pull", "Scan", "GetDense", "Watermarks", "DescribeTable", "ListTables", "Topology", "Stats", "Follow"]
 )
 _TRAIN = frozenset(["Push", "Assign", "Delete", "OpenStream", "PutDense", "CreateTable", "Checkpoint"])
+_LONG = frozenset(["Follow", "Scan", "ServerReflectionInfo"])
 _OPEN = f"/{health.SERVICE_NAME}/"
 UNKNOWN_METHOD = "unknown"
 """As a label: callers choose the names of methods that are not there."""
@@ -44,6 +46,8 @@ _REFLECTION = "ServerReflectionInfo"
 _SHA256_CHARS = 64
 WARN_S = 7 * 86_400.0
 LOOK_INTERVAL_S = 86_400.0
+ASK_AGAIN_S = 5.0
+"""So often a call that goes on is asked for its token again."""
 
 
 def role_needed(method: str) -> str:
@@ -64,8 +68,9 @@ class Tokens:
         self._problem = ""
         self._roles = read_tokens(path)
 
-    def require(self, role: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """:class:`UnauthenticatedError` or :class:`PermissionDeniedError` unless the caller's token has this role."""
+    def require(self, role: str, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+        """:class:`UnauthenticatedError` or :class:`PermissionDeniedError` unless the caller's token has this role;
+        returns the one that it has."""
         given = next((value for key, value in metadata if key == AUTHORIZATION), "")
         if not isinstance(given, str) or not given.startswith(BEARER):
             raise UnauthenticatedError("a bearer token is needed")
@@ -74,6 +79,7 @@ class Tokens:
             raise UnauthenticatedError("this token is not known here")
         if ROLES.index(found) < ROLES.index(role):
             raise PermissionDeniedError(f"needs a token with role {role}, this one has {found}")
+        return found
 
     def _role(self, digest: str) -> str | None:
         stamp = stamp_of(self._path)
@@ -123,19 +129,41 @@ class TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See :class:`grpc.ServerInterceptor`."""
         method = handler_call_details.method
+        name = method.rpartition("/")[2]
         handler: grpc.RpcMethodHandler[Any, Any] | None
-        if method.startswith(_OPEN):
-            handler = continuation(handler_call_details)
-            return handler
-        try:
-            self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
-        except EmbedstoreError as error:
-            name = method.rpartition("/")[2]
-            known = name in _READ or name in self._requests.seconds
-            self._requests.refuse(name if known else UNKNOWN_METHOD, error)
-            return _refusal(error)
+        role = ""
+        if not method.startswith(_OPEN):
+            try:
+                role = self._tokens.require(role_needed(method), handler_call_details.invocation_metadata)
+            except EmbedstoreError as error:
+                known = name in _READ or name in self._requests.seconds
+                self._requests.refuse(name if known else UNKNOWN_METHOD, error)
+                return _refusal(error)
         handler = continuation(handler_call_details)
+        if handler is not None and name in _LONG and handler.stream_stream is not None:
+            return self._asked_again(handler, name, role)
         return handler
+
+    def _asked_again(
+        self, handler: grpc.RpcMethodHandler[Any, Any], name: str, role: str
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """The same method, as long as the token has the role that it had at first."""
+
+        def answers(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            due_s = time.monotonic() + ASK_AGAIN_S
+            messages: Any = handler.stream_stream(requests, context)  # type: ignore[misc]
+            with closing(messages):
+                for message in messages:
+                    if time.monotonic() >= due_s:
+                        due_s = time.monotonic() + ASK_AGAIN_S
+                        try:
+                            self._tokens.require(role, context.invocation_metadata())
+                        except EmbedstoreError as error:
+                            self._requests.refuse(name, error)
+                            context.abort_with_status(to_status(error))
+                    yield message
+
+        return grpc.stream_stream_rpc_method_handler(answers, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(error: EmbedstoreError) -> grpc.RpcMethodHandler[Any, Any]:

@@ -21,6 +21,7 @@ from processes import run
 import embedstore as es
 from embedstore.credentials import PLAIN, Credentials
 from embedstore.peers import CHANNEL_OPTIONS
+from embedstore.server import security
 from embedstore.server.options import ShardOptions
 from embedstore.server.security import ROLES, Tokens, role_needed
 from embedstore.server.shard import Shard
@@ -353,3 +354,46 @@ def test_a_token_that_was_made_opens_the_door(start: Callable[..., Shard], tmp_p
         refused = run(arguments)
         assert (refused.returncode, problem in refused.stderr) == (1, True), refused.stderr
     assert tokens.read_text() == before
+
+
+@pytest.mark.parametrize("instead", [None, "read"], ids=["withdrawn", "of a lower role"])
+def test_a_call_that_goes_on_ends_with_its_token(
+    start: Callable[..., Shard], tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, instead: str | None
+) -> None:
+    monkeypatch.setattr(security, "ASK_AGAIN_S", 0.05)
+    large = replace(TABLE, name="large", dim=64)
+    server = start(tables=[TABLE, large], tokens=tokens.path, heartbeat_interval_ms=20)
+    over = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield sync_pb2.FollowRequest(epoch=1, wants=sync_pb2.FollowWants(only_tables=["t"])).SerializeToString()
+        over.wait(TIMEOUT_S)
+
+    with ExitStack() as stack:
+        store = stack.enter_context(connect(server.address, Credentials(token_file=tokens.of("admin"))))
+        ids = np.arange(200_000, dtype=np.uint64)
+        store.push({"large": (ids, np.ones((len(ids), 64), np.float32))})
+        stack.callback(over.set)
+        channel = stack.enter_context(grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS))
+        metadata = (("authorization", f"Bearer {tokens.tokens['train']}"),)
+        follow: Any = channel.stream_stream("/embedstore.v1.SyncService/Follow", None, None)(
+            requests(), timeout=TIMEOUT_S, metadata=metadata
+        )
+        scan: Any = channel.unary_stream("/embedstore.v1.EmbeddingService/Scan", None, None)(
+            store_pb2.ScanRequest(table="large").SerializeToString(), timeout=TIMEOUT_S, metadata=metadata
+        )
+        next(follow)
+        next(scan)
+        if instead is None:
+            del tokens.tokens["train"]
+        else:
+            tokens.tokens["read"] = tokens.tokens.pop("train")
+        tokens.write()
+        for call in (follow, scan):
+            with pytest.raises(grpc.RpcError) as caught:
+                for _ in call:
+                    pass
+            code = grpc.StatusCode.PERMISSION_DENIED if instead else grpc.StatusCode.UNAUTHENTICATED
+            assert caught.value.code() is code
+        assert not server._serving.sync().followers
+        store.push({"t": (IDS, ONES)})
