@@ -42,7 +42,7 @@ def serve(
     ] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long requests may still take at the end (10).")] = None,
     workers: Annotated[int | None, typer.Option(help="Requests that run at once (32).")] = None,
-    sync_interval_ms: Annotated[int | None, typer.Option(help="Shortest time between deltas of a chunk (200).")] = None,
+    sync_interval_ms: Annotated[int | None, typer.Option(help="A chunk has one delta in it at most (200).")] = None,
     metrics_listen: Annotated[str | None, typer.Option(help="host:port where Prometheus finds this process.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM): the port speaks TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,

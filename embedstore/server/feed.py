@@ -1,8 +1,9 @@
 """What one follower is to be sent next: the leader's half of Follow, without any gRPC.
 
 A :class:`Feed` remembers per chunk the cursor that its follower will have when everything sent so far is applied, and
-compares it, vectorised, with where the chunk stands. A round sends one delta of each chunk that moved, unless the chunk
-had one less than ``sync_interval_ms`` ago; it then waits for its turn and holds back no other.
+compares it, vectorised, with where the chunk stands. A round sends one delta of each chunk that moved, unless it had
+one in the same interval of ``sync_interval_ms``; it then waits for the next and holds back no other. Intervals begin at
+the same moments in all feeds: whoever keeps up is then sent what the others are, made once.
 
 Two rules keep what followers know true:
 
@@ -47,8 +48,9 @@ SHARED_PART = 4
 
 @dataclass(frozen=True)
 class Pace:
-    """How often things are sent. ``sync_interval_ms``: shortest time between two deltas of one chunk, and between two
-    heartbeats when watermarks moved; ``heartbeat_ms``: longest time between two heartbeats."""
+    """How often things are sent. ``sync_interval_ms``: in each interval of so long, a chunk has one delta at most; also
+    the shortest time between two heartbeats when watermarks moved; followers may ask for longer ones.
+    ``heartbeat_ms``: longest time between two heartbeats."""
 
     sync_interval_ms: int = 200
     heartbeat_ms: int = 500
@@ -80,8 +82,7 @@ class Feed:
         self._shared = deltas
         self._clock_ms = clock_ms
         self._monotonic_ms = monotonic_ms
-        interval_ms = wants.sync_interval_ms or pace.sync_interval_ms
-        self._pace = Pace(interval_ms, pace.heartbeat_ms)
+        self._pace = Pace(max(wants.sync_interval_ms, pace.sync_interval_ms), pace.heartbeat_ms)
         self._only = frozenset(wants.only_tables)
         self._embeddings_only = wants.embeddings_only
         self._standby = wants.standby if wants.HasField("standby") else None

@@ -260,7 +260,8 @@ def follow(
 
     ``addresses``: ``"host:port,host:port"`` or a sequence; any one shard that knows all is enough.
     ``rows``: how to keep them: "fp32" (as None), "fp16", "int8" or "int4"; whatever it is, pulls give float32.
-    ``only_tables``: leave out all others. ``sync_interval_ms``: shortest time between two deltas of one chunk.
+    ``only_tables``: leave out all others. ``sync_interval_ms``: in each interval of so long, a chunk comes once at
+    most; the leaders' own setting, if it is longer.
     ``credentials``: as for :func:`embedstore.connect`. ``name``: what the leaders call it in their numbers; its
     machine's without one.
     Returns before anything has arrived; see :meth:`FollowerStore.wait_synced`.

@@ -1,8 +1,10 @@
 """One encoding of a delta for all followers that want the same: those that stand at the same cursor of a chunk.
 
 A delta that was made a moment ago is given again instead of a newer one, so that followers who are woken by the same
-change stay together. It says when its round began, because that, and not the present, is up to when it is complete.
-Usable from any thread; several that want the same at once wait for the first.
+change stay together. One that begins a little before the cursor will do as well, as long as it brings more than it
+repeats: that brings those together who came at different moments. A delta says when its round began, because that, and
+not the present, is up to when it is complete. Usable from any thread; several that want the same at once wait for the
+first.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from embedstore.deltas import DeltaInfo, delta_info
 from embedstore.table import Table
 
 BYTES_MAX = 32 << 20
@@ -22,11 +25,19 @@ class SharedDelta(NamedTuple):
     """A delta; ``as_of_ms``: the moment before which it lacks nothing."""
 
     data: bytes
+    info: DeltaInfo
     as_of_ms: int
     made_ms: int
 
+    def serves(self, incarnation: int, version: int) -> bool:
+        """Whether it continues this cursor too, and more than half of it is new there."""
+        begin, end = self.info.from_version, self.info.to_version
+        same = self.info.incarnation == incarnation and not self.info.full
+        return same and begin <= version and version - begin < end - version
 
-Key = tuple[Table, int, int, int, bool]
+
+Place = tuple[Table, int, bool]
+Key = tuple[Table, int, bool, int, int]
 
 
 class SharedDeltas:
@@ -37,6 +48,7 @@ class SharedDeltas:
         self._wanted = wanted
         self._bytes_max = bytes_max
         self._kept: OrderedDict[Key, SharedDelta] = OrderedDict()
+        self._latest: dict[Place, Key] = {}
         self.bytes_kept = 0
         self._lock = threading.Lock()
         self._making = [threading.Lock() for _ in range(LOCKS)]
@@ -55,23 +67,31 @@ class SharedDeltas:
         age_ms_max: int,
     ) -> SharedDelta:
         """What follows ``cursor``, made at most ``age_ms_max`` before ``now_ms`` or now."""
-        key = (table, chunk, *cursor, embeddings_only)
+        key = (table, chunk, embeddings_only, *cursor)
         if not self._wanted():
             return self._make(key, now_ms, as_of_ms)
-        with self._making[hash((chunk, *cursor)) % LOCKS]:
+        with self._making[chunk % LOCKS]:
             with self._lock:
-                found = self._kept.get(key)
-                if found is not None and found.made_ms >= now_ms - age_ms_max:
+                found = self._find(key, now_ms - age_ms_max)
+                if found is not None:
                     self.shared += 1
                     return found
             fresh = self._make(key, now_ms, as_of_ms)
             self._keep(key, fresh)
             return fresh
 
+    def _find(self, key: Key, made_ms_min: int) -> SharedDelta | None:
+        for known in (key, self._latest.get(key[:3])):
+            found = None if known is None else self._kept.get(known)
+            if found is not None and found.made_ms >= made_ms_min and (known == key or found.serves(*key[3:])):
+                return found
+        return None
+
     def _make(self, key: Key, now_ms: int, as_of_ms: int) -> SharedDelta:
-        table, chunk, incarnation, version, embeddings_only = key
+        table, chunk, embeddings_only, incarnation, version = key
         self.made += 1
-        return SharedDelta(table.delta(chunk, incarnation, version, embeddings_only=embeddings_only), as_of_ms, now_ms)
+        data = table.delta(chunk, incarnation, version, embeddings_only=embeddings_only)
+        return SharedDelta(data, delta_info(data), as_of_ms, now_ms)
 
     def _keep(self, key: Key, fresh: SharedDelta) -> None:
         if len(fresh.data) > self._bytes_max:
@@ -79,21 +99,29 @@ class SharedDeltas:
         with self._lock:
             if not self._wanted():  # any more, and everything has been forgotten
                 return
-            old = self._kept.pop(key, None)
-            self.bytes_kept += len(fresh.data) - (len(old.data) if old is not None else 0)
-            self._kept[key] = fresh
+            self._drop(key)
+            self._kept[key], self._latest[key[:3]] = fresh, key
+            self.bytes_kept += len(fresh.data)
             while self.bytes_kept > self._bytes_max:
-                _, oldest = self._kept.popitem(last=False)
-                self.bytes_kept -= len(oldest.data)
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: Key) -> None:
+        old = self._kept.pop(key, None)
+        if old is None:
+            return
+        self.bytes_kept -= len(old.data)
+        if self._latest.get(key[:3]) == key:
+            del self._latest[key[:3]]
 
     def forget_table(self, table: Table) -> None:
         """Keep nothing of a table that is gone, which would stay in memory as long as a delta of it is kept."""
         with self._lock:
             for key in [key for key in self._kept if key[0] is table]:
-                self.bytes_kept -= len(self._kept.pop(key).data)
+                self._drop(key)
 
     def forget(self) -> None:
         """Keep nothing: nobody follows, or one alone."""
         with self._lock:
             self._kept.clear()
+            self._latest.clear()
             self.bytes_kept = 0

@@ -14,7 +14,7 @@ import numpy as np
 from embedstore.changes import Span
 from embedstore.server.parts import Cursors, to_bytes
 from embedstore.server.shared_deltas import SharedDeltas
-from embedstore.table import DELTA_HEADER_BYTES, ChunkStates, Table, delta_info
+from embedstore.table import DELTA_HEADER_BYTES, ChunkStates, Table
 from embedstore.v1 import store_pb2, sync_pb2
 
 if TYPE_CHECKING:
@@ -105,8 +105,10 @@ class TableFeed:
         changed = (states.incarnations != self._incarnations) | (states.versions != self._versions)
         self._note(changed, states, wall_ms)
         self._complete_ms[~changed] = as_of_ms
-        early = changed & (self._sent_ms > now_ms - interval_ms)
-        self.next_due_ms = int(self._sent_ms[early].min()) + interval_ms if early.any() else None
+        # Intervals begin at the same moments for all followers, so that these can be sent the same.
+        begun_ms = now_ms - now_ms % interval_ms
+        early = changed & (self._sent_ms >= begun_ms)
+        self.next_due_ms = begun_ms + interval_ms if early.any() else None
         return np.flatnonzero(changed & ~early)
 
     def _note(self, changed: np.ndarray, states: ChunkStates, wall_ms: int) -> None:
@@ -142,7 +144,8 @@ class TableFeed:
             as_of_ms=as_of_ms,
             age_ms_max=age_ms_max,
         )
-        data, info = made.data, delta_info(made.data)
+        data, info = made.data, made.info
+        changes = 1 if info.full else info.to_version - int(self._versions[index])
         self._incarnations[index], self._versions[index] = info.incarnation, info.to_version
         self._sent_ms[index] = now_ms
         self._complete_ms[index] = max(self._complete_ms[index], made.as_of_ms)
@@ -155,7 +158,7 @@ class TableFeed:
             rest = self.table.changes.since(wall_ms - (now_ms - made.made_ms))
             if rest is not None:
                 self._unsent[index] = _join(self._unsent[index], rest)
-        return Outgoing(chunk, data, info.num_changes, span)
+        return Outgoing(chunk, data, changes, span)
 
     def heartbeat(self) -> sync_pb2.TableHeartbeat | None:
         """Watermarks and clocks that moved since the last one, of chunks that stand where the follower stands."""

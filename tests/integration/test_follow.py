@@ -222,9 +222,9 @@ def test_a_heartbeat_claims_nothing_for_a_chunk_that_moves_under_its_eyes() -> N
     table.open_stream("s", 0)
     feed = TableFeed(table, None, embeddings_only=True)
     [busy] = chunks_of_ids(np.array([7], np.uint64), ITEMS.num_chunks).tolist()
-    for _ in range(3):
-        for index in feed.due(0, 0, 1, 1):
-            feed.delta(index, -1, 1, 1)
+    for now_ms in range(3):
+        for index in feed.due(now_ms, 1, 1, 1):
+            feed.delta(index, now_ms, 1, 1)
         said = feed.heartbeat()
         assert said is not None
         claimed = np.frombuffer(said.chunks, "<u4").tolist()

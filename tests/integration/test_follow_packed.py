@@ -78,6 +78,7 @@ def test_a_packed_follower_stays_within_its_bound_while_rows_move(trained: Train
         marks = trained.push(IDS[::3])
     beyond = np.concatenate([IDS[::7], IDS[:9] + np.uint64(10**6)])
     for each in (follower, exact):
+        each.wait_for(marks, TIMEOUT_S)
         check_halves(each, {"items": beyond})
     theirs, mine = (store.stats().tables["items"] for store in (exact, follower))
     assert mine.rows == len(IDS)
