@@ -134,7 +134,7 @@ def test_an_expired_certificate_is_nobodys_trouble_where_none_is_asked_for(
     standby = start(follow=[server.address], standby=True, credentials=lasting(authority, "standby", GOOD))
     with closing(Peer(standby.address, expired)) as peer:
         with pytest.raises(grpc.RpcError) as caught:
-            peer.unary("Stats")(b"", timeout=TIMEOUT_S)
+            peer.unary("Watermarks")(b"", timeout=TIMEOUT_S)
         assert str(peer.explain(caught.value)) == f"{standby.address}: is a standby"
 
 
