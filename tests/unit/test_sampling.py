@@ -66,3 +66,17 @@ def test_ids_that_are_held_elsewhere_are_not_looked_for() -> None:
     arrivals.look_for(message)
     found = held.freshness.read()[TIME_TO_FIRST_EMBEDDING, "t"].num_values
     assert found >= len(mine)
+
+
+def test_the_age_of_served_rows_is_true_on_average() -> None:
+    """A row knows its last event to the second."""
+    now_ms = 1_700_000_100_000
+    store = LocalStore(None, [SPEC], clock_ms=lambda: now_ms)
+    ages_ms = range(0, 4000, 40)
+    for i, age_ms in enumerate(ages_ms):
+        ids = np.array([i], np.uint64)
+        store.push({"t": (ids, GRADS[:1])}, event_time_ms=now_ms - age_ms)
+        store.observe_served(store.table("t"), ids)
+    found = store.freshness.read()[SERVED_ROW_AGE, "t"]
+    assert found.num_values == len(ages_ms)
+    assert abs(found.total - sum(ages_ms) / 1000) <= 0.05 * len(ages_ms)
