@@ -34,7 +34,7 @@ MEANINGS = {
     PUBLISHED_TO_VISIBLE: "From a change's leaving the leader to the moment when the follower answered with it.",
     EVENT_TO_VISIBLE: "From the event of a change of a chunk to the moment when a follower answered with it.",
     TIME_TO_FIRST_EMBEDDING: "From the event of the push that gave an id its row to a follower's answer with it.",
-    SERVED_ROW_AGE: "Of sampled rows that were pulled: time since their last event, each to half a second.",
+    SERVED_ROW_AGE: "From the last event of a row, to half a second, to a pull of it, of a sample of pulled rows.",
 }
 _SHORT_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 _LONG_S = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21_600.0, 86_400.0)

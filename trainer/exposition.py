@@ -17,7 +17,23 @@ from trainer.metrics import RUN_COUNTS
 PREFIX = "embedtrain_"
 COUNTERS = {"events": "run_events", "replayed_events": "replayed_events"} | {name: f"run_{name}" for name in RUN_COUNTS}
 """Of this run, each with its name in the report: the totals, which a cut keeps, go back to it after a kill."""
-GAUGES = ("window_hr_at_10", "window_mrr_at_10", "loss", "lag_records", "items", "users_in_memory")
+COUNTED = {
+    "events": "Events that were taken in, in the order of their streams; each batch adds its own.",
+    "replayed_events": "Events that were read again, because part of the store lacked them.",
+    "set_aside": "Records that could not be read as events, and were passed over.",
+    "unscored": "Events that were not tested, because the rows had learnt from them before.",
+    "tests": "Predictions that were tested against their event, and scored.",
+    "steps": "Steps of the dense weights' optimizer, skipped ones too.",
+    "skipped_steps": "Steps that were left out, because their loss or gradients were not finite.",
+}
+GAUGES = {
+    "window_hr_at_10": "Share of the last tests in which the item was among the ten best.",
+    "window_mrr_at_10": "Mean of one over the item's rank in the last tests, 0 beyond the ten best.",
+    "loss": "Mean loss of the last steps that were not skipped.",
+    "lag_records": "Records in the log that have not been read yet.",
+    "items": "Items that the trainer has met; it grows with each new one.",
+    "users_in_memory": "Users whose histories are in memory; those of others are on disk.",
+}
 
 
 class Exposition(Collector):
@@ -49,16 +65,22 @@ class Exposition(Collector):
         report = self._report
         for name, counted in COUNTERS.items():
             if counted in report:
-                yield CounterMetricFamily(PREFIX + name, f"Since the start: {name}.", value=report[counted])
-        for name in GAUGES:
+                yield CounterMetricFamily(PREFIX + name, COUNTED[name], value=report[counted])
+        for name, meaning in GAUGES.items():
             if report.get(name) is not None:
-                yield GaugeMetricFamily(PREFIX + name, f"Now: {name}.", value=report[name])
+                yield GaugeMetricFamily(PREFIX + name, meaning, value=report[name])
         if report.get("lag_s") is not None:
-            yield GaugeMetricFamily(PREFIX + "lag_seconds", "Age of the latest event.", value=report["lag_s"])
-        positions = GaugeMetricFamily(PREFIX + "position", "Up to where a stream was read.", labels=["stream"])
+            yield GaugeMetricFamily(
+                PREFIX + "lag_seconds", "Time since the latest event that was learnt happened.", value=report["lag_s"]
+            )
+        positions = GaugeMetricFamily(
+            PREFIX + "position", "Position up to which the trainer has read a stream.", labels=["stream"]
+        )
         for stream, position in report.get("positions", {}).items():
             positions.add_metric([stream], position)
         yield positions
-        trained = histograms(PREFIX + EVENT_TO_TRAINED, "From a batch's oldest event until it was pushed.", [])
+        trained = histograms(
+            PREFIX + EVENT_TO_TRAINED, "From the oldest event of a batch until all shards had applied its push.", []
+        )
         add_distribution(trained, [], self._trained.read())
         yield trained

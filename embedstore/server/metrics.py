@@ -30,7 +30,23 @@ if TYPE_CHECKING:
 
 PREFIX = "embedstore_"
 REQUEST_BOUNDS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_SIZES = ("rows", "memory_bytes", "chunks", "tombstones", "sketch_bytes")
+_SIZES = {
+    "rows": "Rows that a table holds now, expired ones too until a sweep comes to them.",
+    "memory_bytes": "Memory that a table's rows, indexes and counts take now.",
+    "chunks": "Chunks of a table that are here; only a takeover changes it.",
+    "tombstones": "Removed rows that a table remembers, so that followers and checkpoints hear of them.",
+    "sketch_bytes": "Memory of the counts by which admission decides, part of the table's memory.",
+}
+_COUNTS = {
+    "pulled_rows": "Ids that pulls have asked for; each pull adds its own.",
+    "missed_rows": "Ids that pulls have asked for and that had no row; they read as the table's default.",
+    "pushed_rows": "Distinct ids of pushes whose rows took the gradient; each push adds its own.",
+    "inserted_rows": "Rows that pushes and assigns have made for ids without one.",
+    "dropped_rows": "Distinct ids of pushes that admission kept out, with their gradients; each push adds its own.",
+    "expired_rows": "Rows that were removed because nothing had been seen of them for the table's time to live.",
+    "evicted_rows": "Rows that were removed to keep the table within its capacity, the least recently seen first.",
+    "sketch_halvings": "Times that the counts by which admission decides were full, and all were halved.",
+}
 _OF_WRITES = ("pushed_rows", "inserted_rows", "dropped_rows", "sketch_halvings")
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
@@ -61,9 +77,11 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Any]:
         """See :class:`prometheus_client.registry.Collector`."""
         serving = self._serving
-        yield _gauge("ready", "1 when rows can be read.", serving.ready)
-        yield _gauge("fenced", "1 when others have taken this process's place.", serving.fenced)
-        yield _gauge("epoch", "Of the topology record that is served.", serving.topology.epoch)
+        yield _gauge("ready", "1 while rows can be read here, else 0; a standby's are never read.", serving.ready)
+        yield _gauge("fenced", "1 once others have taken this process's place, else 0.", serving.fenced)
+        yield _gauge(
+            "epoch", "Epoch of the topology record that is served; each takeover raises it.", serving.topology.epoch
+        )
         yield from self._request_families()
         try:
             yield from of_store(serving.stats(), serving.synced)
@@ -71,10 +89,14 @@ class Exposition(Collector):
             return
 
     def _request_families(self) -> Iterator[Family]:
-        seconds = histograms(PREFIX + "request_seconds", "Time in the handler of a request.", ["method"])
+        seconds = histograms(
+            PREFIX + "request_seconds", "Time that the handler of a request took, refused ones too.", ["method"]
+        )
         for method, histogram in list(self._requests.seconds.items()):
             add_distribution(seconds, [method], histogram.read())
-        refused = _counter("refused_requests", "Requests that were refused.", ["method", "error"])
+        refused = _counter(
+            "refused_requests", "Requests that were refused, each by the name of its error.", ["method", "error"]
+        )
         for labels, count in list(self._requests.refused.items()):
             refused.add_metric(labels, count)
         yield from (seconds, refused)
@@ -84,15 +106,17 @@ def of_store(stats: StoreStats, synced: bool | None) -> Iterator[Family]:
     """What a store's numbers come to; ``synced`` of one that follows, None of one that takes writes."""
     leads = synced is None
     if synced is not None:
-        yield _gauge("synced", "1 once everything that the leaders have has been here.", synced)
+        yield _gauge("synced", "1 once everything that the leaders have has been here, 0 before.", synced)
     yield from _tables(stats, leads=leads)
     yield from _streams(stats, leads=leads)
     yield from _replication(stats)
     yield from distributions(stats.distributions)
-    yield _gauge("uptime_seconds", "Since the store was opened.", stats.uptime_s)
+    yield _gauge("uptime_seconds", "Time since the store of this process was opened.", stats.uptime_s)
     if leads:
-        yield _gauge("corrupt_chunks", "Chunks that fell back at the last start.", stats.corrupt_chunks)
-        yield _gauge("last_checkpoint_timestamp_seconds", "Of the last checkpoint; 0: none.", stats.last_checkpoint_s)
+        fell = "Chunks that fell back at the last start to an older state, because their bytes on disk were damaged."
+        yield _gauge("corrupt_chunks", fell, stats.corrupt_chunks)
+        wrote = "When this process wrote its last checkpoint; 0 before its first."
+        yield _gauge("last_checkpoint_timestamp_seconds", wrote, stats.last_checkpoint_s)
 
 
 def distributions(found: Any) -> Iterator[Family]:
@@ -114,7 +138,7 @@ class CertificateExpiry(Collector):
     def collect(self) -> Iterator[Any]:
         """See :class:`prometheus_client.registry.Collector`."""
         held = self._credentials.validity()
-        meaning = "When the process's certificate expires."
+        meaning = "When the certificate of this process, as it is on disk now, expires."
         yield _gauge("certificate_expiry_timestamp_seconds", meaning, None if held is None else held.ends_s)
 
 
@@ -148,12 +172,10 @@ def _tables(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
     for column in fields(TableStats):
         if column.name in _OF_WRITES and not leads:
             continue
-        words = column.name.replace("_", " ")
-        size = column.name in _SIZES
         family = (
-            _gauge(column.name, f"Now: {words}.", None, ["table"])
-            if size
-            else _counter(column.name, f"Since the start: {words}.", ["table"])
+            _gauge(column.name, _SIZES[column.name], None, ["table"])
+            if column.name in _SIZES
+            else _counter(column.name, _COUNTS[column.name], ["table"])
         )
         for table, numbers in stats.tables.items():
             family.add_metric([table], getattr(numbers, column.name))
@@ -161,7 +183,12 @@ def _tables(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
 
 
 def _streams(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
-    positions = _gauge("stream_position", "Up to where all chunks have a stream.", None, ["stream", "state"])
+    positions = _gauge(
+        "stream_position",
+        "Position up to which all chunks here have a stream, applied or durable.",
+        None,
+        ["stream", "state"],
+    )
     for stream, state in stats.streams.items():
         if not is_client(stream):
             positions.add_metric([stream, "applied"], state.applied)
@@ -171,12 +198,16 @@ def _streams(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
 
 
 def _replication(stats: StoreStats) -> Iterator[Family]:
-    yield _gauge("followers", "Followers that are connected.", stats.followers)
+    yield _gauge("followers", "Calls of followers and standbys that are open now.", stats.followers)
     of = ["peer", "standby"]
-    calls = _gauge("follower_calls", "Calls on which a follower is connected; 0 when it has gone.", None, of)
-    lag = _gauge("follower_lag_seconds", "Age of what a follower has acknowledged.", None, of)
-    flying = _gauge("follower_in_flight_bytes", "Sent and not acknowledged.", None, of)
-    sent = _counter("follower_sent_bytes", "Sent to a follower, however often it connected.", of)
+    calls = _gauge("follower_calls", "Calls on which this follower is connected now; 0 once it has gone.", None, of)
+    lag = _gauge(
+        "follower_lag_seconds", "Time since the moment up to which a follower has acknowledged everything.", None, of
+    )
+    flying = _gauge(
+        "follower_in_flight_bytes", "What is on its way to a follower, sent and not acknowledged yet.", None, of
+    )
+    sent = _counter("follower_sent_bytes", "What was sent to a follower, over all its connections.", of)
     for follower in stats.follower_states:
         labels = [follower.peer, str(follower.standby).lower()]
         calls.add_metric(labels, follower.calls)
@@ -184,8 +215,10 @@ def _replication(stats: StoreStats) -> Iterator[Family]:
         if follower.calls:
             lag.add_metric(labels, follower.lag_s)
             flying.add_metric(labels, follower.in_flight_bytes)
-    age = _gauge("leader_age_seconds", "How old the rows of a leader are here.", None, ["leader"])
-    connected = _gauge("leader_connected", "1 while the leader is followed.", None, ["leader"])
+    age = _gauge(
+        "leader_age_seconds", "Time since the moment up to which everything of a leader is here.", None, ["leader"]
+    )
+    connected = _gauge("leader_connected", "1 while the leader is connected and sends, else 0.", None, ["leader"])
     for leader in stats.leaders:
         age.add_metric([leader.address], leader.age_s)
         connected.add_metric([leader.address], leader.connected)

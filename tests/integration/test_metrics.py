@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from certificates import Authority
 from processes import free_port, run
-from scraping import families, scraped
+from scraping import check_told, families, scraped
 
 import embedstore as es
 from embedstore.credentials import PLAIN
@@ -168,7 +168,15 @@ def test_the_manual_lists_every_metric(start: Callable[..., Shard], tmp_path: Pa
     standby = start(follow=[leader.address], standby=True, data=tmp_path)
     manual = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     listed = set(re.findall(r"`embedstore_([a-z_]+)", manual))
-    names = {name for shard in (leader, follower, standby) for name in families(shard.metrics_address)}
+    with es.connect(leader.address) as store:
+        store.open_stream("topic/0", 0)
+        store.push({"items": ([1], np.ones((1, 2)))}, origins=[es.Origin("topic/0", 0, 9)], event_time_ms=now_ms())
+    until(lambda: all(scraped(each).get(("rows", "items")) == 1 for each in (follower, standby)))
+    names: set[str] = set()
+    for shard in (leader, follower, standby):
+        found = families(shard.metrics_address)
+        check_told(found, "embedstore_")
+        names |= found.keys()
     told = {name.removeprefix("embedstore_") for name in names if name.startswith("embedstore_")}
     assert {name.removesuffix("_total") for name in listed} == told
     assert listed >= set(MEANINGS)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 from moving_shards import MovingShards
 from processes import Process, free_port
-from prometheus_client.parser import text_string_to_metric_families
+from scraping import check_told, families
 from stores import STORE_FACTORIES
 
 import embedstore as es
@@ -549,19 +548,28 @@ def test_sigterm_ends_a_run_with_a_cut_and_the_next_one_finishes_it(settings: Se
     assert summary["replayed_events"] == 0
     assert summary["tests"] == expected_tests(path)
     assert summary["rows"] == ITEMS
+    exposition = Exposition()
+    exposition.update(summary)
+    told = {family.name: family for family in exposition.collect()}
+    assert told.keys() == listed_metrics()
+    check_told(told, "embedtrain_")
     assert {"events_per_s", "hr_at_10", "mrr_at_10"} <= summary.keys()
 
 
 def check_metrics(address: str) -> None:
     """The trainer tells Prometheus what the manual says."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
-    assert families["embedtrain_events"].samples[0].value > 0
-    [count] = [s.value for s in families["embedtrain_event_to_trained_seconds"].samples if s.name.endswith("_count")]
+    found = families(address)
+    check_told(found, "embedtrain_")
+    check_told(found, "embedstore_")
+    assert found["embedtrain_events"].samples[0].value > 0
+    [count] = [s.value for s in found["embedtrain_event_to_trained_seconds"].samples if s.name.endswith("_count")]
     assert count > 0
+    assert {name for name in found if name.startswith("embedtrain_")} <= listed_metrics()
+
+
+def listed_metrics() -> set[str]:
     manual = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
-    listed = {name.removesuffix("_total") for name in re.findall(r"`(embedtrain_[a-z0-9_]+)", manual)}
-    assert {name for name in families if name.startswith("embedtrain_")} <= listed
+    return {name.removesuffix("_total") for name in re.findall(r"`(embedtrain_[a-z0-9_]+)", manual)}
 
 
 def wait_for_first_report(path: Path, run: subprocess.Popen[str]) -> None:
