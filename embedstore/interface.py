@@ -200,7 +200,8 @@ class StoreStats:
 
     ``corrupt_chunks``: chunks that fell back at the last start because a blob of theirs was unreadable. ``standbys``:
     addresses of those that what is durable waits for. ``follower_states``: who follows a serving process.
-    ``distributions``: how fresh rows are, by measure and table (:mod:`embedstore.freshness`).
+    ``distributions``: how fresh rows are, by measure and table (:mod:`embedstore.freshness`). ``dense_sets``: versions
+    and positions of the first of them by name, without tensors.
     """
 
     tables: Mapping[str, TableStats]
@@ -213,6 +214,7 @@ class StoreStats:
     standbys: tuple[str, ...] = ()
     follower_states: tuple[FollowerState, ...] = ()
     distributions: Mapping[tuple[str, str], Distribution] = field(default_factory=dict)
+    dense_sets: Mapping[str, DenseSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

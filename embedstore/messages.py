@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embedstore import freshness
+from embedstore import dense, freshness
 from embedstore.errors import InvalidArgumentError
 from embedstore.freshness import Distribution
 from embedstore.interface import (
@@ -104,6 +104,7 @@ def stats_to_proto(stats: StoreStats) -> admin_pb2.StatsResponse:
             )
             for (measure, table), found in stats.distributions.items()
         ],
+        dense_sets=[dense.to_proto(name, found) for name, found in stats.dense_sets.items()],
     )
 
 
@@ -137,6 +138,7 @@ def stats_from_proto(message: admin_pb2.StatsResponse) -> StoreStats:
             (each.measure, each.table): Distribution(tuple(each.bounds), tuple(each.counts), each.total)
             for each in message.distributions
         },
+        dense_sets=dict(map(dense.from_proto, message.dense_sets)),
     )
 
 
@@ -163,6 +165,7 @@ def merge_stats(shards: Sequence[StoreStats]) -> StoreStats:
         leaders=tuple(leader for stats in shards for leader in stats.leaders),
         follower_states=tuple(follower for stats in shards for follower in stats.follower_states),
         distributions=freshness.merge(stats.distributions for stats in shards),
+        dense_sets={name: found for stats in shards for name, found in stats.dense_sets.items()},
     )
 
 

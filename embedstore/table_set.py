@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, overload
 
 import numpy as np
@@ -20,6 +21,9 @@ from embedstore.spec import TableSpec
 from embedstore.table import Table
 
 TABLES_PER_CALL_MAX = 1024
+DENSE_TOLD_MAX = 64
+"""Dense sets in the stats, the first by name."""
+
 LAST_SEEN_ROUNDED_MS = 500
 """How much earlier a row says that it was last seen, on average, than it was: it knows whole seconds."""
 
@@ -123,7 +127,11 @@ class TableSet:
             corrupt_chunks=self.corrupt_chunks(),
             standbys=self.standbys(),
             distributions=self.freshness.read(),
+            dense_sets=self._told_dense_sets(),
         )
+
+    def _told_dense_sets(self) -> dict[str, DenseSet]:
+        return {name: replace(found, tensors={}) for name, found in sorted(self._dense.items())[:DENSE_TOLD_MAX]}
 
     def close(self) -> None:
         """Refuse every call from now on."""

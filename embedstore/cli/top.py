@@ -87,7 +87,13 @@ def facts(before: Sample, now: Sample) -> dict[str, Any]:
     earlier = [known.get(member.address) for member in now.members if member.role.startswith("shard")]
     tables = _tables(shards, [each for each in earlier if each], seconds)
     copies = [copy for member in now.members for copy in _copies(member, known.get(member.address), seconds)]
-    return {"members": members, "tables": tables, "copies": copies, "links": _links(now)}
+    return {
+        "members": members,
+        "tables": tables,
+        "copies": copies,
+        "dense_sets": _dense_sets(now),
+        "links": _links(now),
+    }
 
 
 def _member(member: Member, before: StoreStats | None, seconds: float) -> dict[str, Any]:
@@ -173,6 +179,15 @@ def _copies(member: Member, before: StoreStats | None, seconds: float) -> list[d
     ]
 
 
+def _dense_sets(now: Sample) -> list[dict[str, Any]]:
+    """The versions that each process has: who is behind shows."""
+    return [
+        {"process": member.address, "dense_set": name, "version": found.version}
+        for member in now.members
+        for name, found in (member.stats.dense_sets.items() if member.stats else ())
+    ]
+
+
 def _links(now: Sample) -> list[dict[str, Any]]:
     """Who follows whom: as leaders see it, and how fresh followers are."""
     fresh: dict[tuple[str, str], dict[str, Any]] = {}
@@ -189,7 +204,12 @@ def _page(shown: Mapping[str, Any]) -> Group:
     links = [link for link in shown["links"] if "lag_s" in link]
     fresh = [link for link in shown["links"] if "table" in link]
     parts = [_table("processes", shown["members"]), _table("tables", shown["tables"])]
-    more = (("followers' tables", shown["copies"]), ("followers", links), ("freshness", fresh))
+    more = (
+        ("followers' tables", shown["copies"]),
+        ("dense sets", shown["dense_sets"]),
+        ("followers", links),
+        ("freshness", fresh),
+    )
     parts += [_table(title, rows) for title, rows in more if rows]
     return Group(Text(time.strftime("embedstore  %Y-%m-%d %H:%M:%S"), style="bold"), *parts)
 

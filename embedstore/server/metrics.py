@@ -111,6 +111,7 @@ def of_store(stats: StoreStats, synced: bool | None) -> Iterator[Family]:
     yield from _streams(stats, leads=leads)
     yield from _replication(stats)
     yield from distributions(stats.distributions)
+    yield from _dense_sets(stats)
     yield _gauge("uptime_seconds", "Time since the store of this process was opened.", stats.uptime_s)
     if leads:
         fell = "Chunks that fell back at the last start to an older state, because their bytes on disk were damaged."
@@ -195,6 +196,19 @@ def _streams(stats: StoreStats, *, leads: bool) -> Iterator[Family]:
             if leads:
                 positions.add_metric([stream, "durable"], state.durable)
     yield positions
+
+
+def _dense_sets(stats: StoreStats) -> Iterator[Family]:
+    versions = _gauge("dense_version", "How often the dense set that is here had been put.", None, ["dense_set"])
+    positions = _gauge(
+        "dense_position", "Position in a stream up to which a dense set was trained.", None, ["dense_set", "stream"]
+    )
+    for name, found in stats.dense_sets.items():
+        versions.add_metric([name], found.version)
+        for stream, position in found.position.items():
+            if not is_client(stream):
+                positions.add_metric([name, stream], position)
+    yield from (versions, positions)
 
 
 def _replication(stats: StoreStats) -> Iterator[Family]:

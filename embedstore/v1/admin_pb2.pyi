@@ -279,7 +279,7 @@ class Distribution(_message.Message):
     def __init__(self, measure: _Optional[str] = ..., table: _Optional[str] = ..., bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., total: _Optional[float] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks", "standbys", "follower_states", "distributions")
+    __slots__ = ("tables", "streams", "last_checkpoint_s", "uptime_s", "followers", "leaders", "corrupt_chunks", "standbys", "follower_states", "distributions", "dense_sets")
     TABLES_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     LAST_CHECKPOINT_S_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +290,7 @@ class StatsResponse(_message.Message):
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWER_STATES_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    DENSE_SETS_FIELD_NUMBER: _ClassVar[int]
     tables: _containers.RepeatedCompositeFieldContainer[TableStats]
     streams: _containers.RepeatedCompositeFieldContainer[_store_pb2.StreamState]
     last_checkpoint_s: float
@@ -300,7 +301,8 @@ class StatsResponse(_message.Message):
     standbys: _containers.RepeatedScalarFieldContainer[str]
     follower_states: _containers.RepeatedCompositeFieldContainer[FollowerState]
     distributions: _containers.RepeatedCompositeFieldContainer[Distribution]
-    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ..., standbys: _Optional[_Iterable[str]] = ..., follower_states: _Optional[_Iterable[_Union[FollowerState, _Mapping]]] = ..., distributions: _Optional[_Iterable[_Union[Distribution, _Mapping]]] = ...) -> None: ...
+    dense_sets: _containers.RepeatedCompositeFieldContainer[_store_pb2.DenseSet]
+    def __init__(self, tables: _Optional[_Iterable[_Union[TableStats, _Mapping]]] = ..., streams: _Optional[_Iterable[_Union[_store_pb2.StreamState, _Mapping]]] = ..., last_checkpoint_s: _Optional[float] = ..., uptime_s: _Optional[float] = ..., followers: _Optional[int] = ..., leaders: _Optional[_Iterable[_Union[LeaderState, _Mapping]]] = ..., corrupt_chunks: _Optional[int] = ..., standbys: _Optional[_Iterable[str]] = ..., follower_states: _Optional[_Iterable[_Union[FollowerState, _Mapping]]] = ..., distributions: _Optional[_Iterable[_Union[Distribution, _Mapping]]] = ..., dense_sets: _Optional[_Iterable[_Union[_store_pb2.DenseSet, _Mapping]]] = ...) -> None: ...
 
 class ErrorDetail(_message.Message):
     __slots__ = ("kind", "name", "streams", "topology", "numbers", "problem")

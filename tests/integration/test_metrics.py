@@ -25,6 +25,7 @@ from embedstore.placement import chunks_of_ids
 from embedstore.server.exposed import expose_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
+from embedstore.table_set import DENSE_TOLD_MAX
 
 TABLE = es.TableSpec("items", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
 TIMEOUT_S = 20.0
@@ -216,6 +217,41 @@ def test_a_program_tells_what_its_own_view_and_store_hold(start: Callable[..., S
             expose_metrics(store, "0.0.0.0:0", credentials=PLAIN)
         with pytest.raises(es.UnavailableError, match="metrics cannot be served there"):
             expose_metrics(store, exposed.address)
+
+
+def test_dense_weights_are_told_of_with_what_they_were_trained_to(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    follower = start(follow=[leader.address])
+    last = start(follow=[follower.address])
+    assert last.wait_ready(TIMEOUT_S)
+    with es.connect(leader.address) as store:
+        for stream in ("topic/0", "topic/1"):
+            store.open_stream(stream, 0)
+        for version in (1, 2):
+            position = {"topic/0": 10 * version, "topic/1": 20 * version}
+            store.put_dense("model", {"w": np.ones(3, np.float32)}, position)
+            for shard in (leader, follower, last):
+                until(partial(_has_version, shard, version))
+                found = scraped(shard)
+                assert found["dense_position", "model", "topic/0"] == 10 * version
+                assert found["dense_position", "model", "topic/1"] == 20 * version
+        told = store.stats().dense_sets["model"]
+        assert (told.version, told.position, told.tensors) == (2, position, {})
+    [facts] = lines("top", "--once", "--interval-s", "0.1", "--servers", leader.address, "--followers", last.address)
+    shown = {row["process"]: (row["dense_set"], row["version"]) for row in facts["dense_sets"]}
+    assert {shown[shard.address] for shard in (leader, last)} == {("model", 2)}
+
+
+def _has_version(shard: Shard, version: int) -> bool:
+    return scraped(shard).get(("dense_version", "model")) == version
+
+
+def test_of_very_many_dense_sets_the_first_are_told(start: Callable[..., Shard]) -> None:
+    leader = start(tables=[TABLE])
+    with es.connect(leader.address) as store:
+        for i in range(DENSE_TOLD_MAX + 3):
+            store.put_dense(f"{i:04}", {}, {})
+    assert sum(key[0] == "dense_version" for key in scraped(leader)) == DENSE_TOLD_MAX
 
 
 def test_metrics_go_over_tls_where_the_port_does(start: Callable[..., Shard], tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_standby_is_shown_as_what_it_is(start: Callable[..., Shard], tmp_path:
         store.push({"items": ([1, 2, 3], np.ones((3, 2)))})
     row: dict[str, Any] = {}
     until_s = time.monotonic() + TIMEOUT_S
-    while not (row.get("listed") and row.get("rows")):
+    while not (row.get("listed") and row.get("synced") and row.get("rows") == 3):
         assert time.monotonic() < until_s
         shown = take(leader.address, standby.address, TIMEOUT_S)
         _, row = facts(shown, shown)["members"]
