@@ -1,8 +1,8 @@
 """How many calls may be open at once, and which has to go when there is no place for another.
 
 A call holds a thread from its first byte on, also while its request is not there yet, or while its caller takes no
-answers. Such a call waits for its caller, and it is the one that goes, the oldest first, when a place is needed; a
-request that has come is never cut off for another. One host has at most three quarters of the places. Where nothing
+answers. Such a call waits for its caller, and the one that has waited longest goes when a place is needed; a request
+that has come is never cut off for another. One host has at most three quarters of the places. Where nothing
 waits, the new call is refused as UNAVAILABLE, before anything of it is read, and may come again. A request that takes
 longer than ``ARRIVAL_S`` to arrive ends in any case.
 
@@ -42,7 +42,7 @@ def host_of(peer: str) -> str:
 
 
 class _Host:
-    """The calls of one host; ``waiting``: those that may go, oldest first."""
+    """The calls of one host; ``waiting``: those that may go, who has waited longest first."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -159,8 +159,8 @@ class Door:
         request = next(requests, None)  # RpcError when the caller goes, or had to
         call.arrived = True
         self._go_on(call)
-        if request is None:
-            self._refuse(call.context, call.method, InvalidArgumentError("request", "is missing"))
+        if request is None:  # so it looks, too, when the caller has just gone: that is no refusal to be counted
+            _end(call.context, InvalidArgumentError("request", "is missing"))
         return request
 
     # -- places
@@ -194,7 +194,8 @@ class Door:
         elif full:
             limit = f"{self._of_one_host} of one host" if crowded else f"{self._places}"
             error = BusyError("calls at once", f"the limit of {limit} is reached")
-            self._refuse(call.context, call.method, error)
+            self._requests.refuse(call.method, error)
+            _end(call.context, error)
 
     def _settle(self, call: _Call, name: str) -> None:
         host = self._hosts.setdefault(name, _Host(name))
@@ -244,18 +245,16 @@ class Door:
             with self._lock:
                 call.host.waiting.pop(call, None)
         if call.gone:
-            self._refuse(call.context, call.method, None)
+            _end(call.context, BusyError(call.method, "had to go"))
 
     def _cut(self, call: _Call) -> None:
         self._requests.refuse(call.method, BusyError(call.method, "had to go"))
         call.context.cancel()
 
-    def _refuse(self, context: grpc.ServicerContext, method: str, error: Exception | None) -> NoReturn:
-        """End the call; ``error`` None: it has been cut off, and counted."""
-        if error is not None:
-            self._requests.refuse(method, error)
-        context.abort_with_status(to_status(error or BusyError(method, "had to go")))
-        raise AssertionError("abort_with_status raises")
+
+def _end(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    context.abort_with_status(to_status(error))
+    raise AssertionError("abort_with_status raises")
 
 
 class Entrance:
