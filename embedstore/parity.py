@@ -19,6 +19,7 @@ from embedstore._native import crc32c
 from embedstore.client import RemoteStore
 from embedstore.errors import DenseSetNotFoundError, InvalidArgumentError, TableNotFoundError
 from embedstore.interface import IDS_PER_CALL_MAX, DenseSet, Rows
+from embedstore.peers import is_nowhere
 from embedstore.row_formats import as_row_format
 from embedstore.session import decoded_from
 from embedstore.spec import TableSpec
@@ -73,13 +74,13 @@ class DenseParity:
 
 def tables_of_both(leaders: RemoteStore, follower: RemoteStore) -> list[str]:
     """The tables that either side has. :class:`InvalidArgumentError` for a ``follower`` that is none."""
-    _check_follower(follower)
+    _check_sides(leaders, follower)
     return sorted(leaders.tables().keys() | follower.tables().keys())
 
 
 def dense_sets_of_both(leaders: RemoteStore, follower: RemoteStore) -> list[str]:
     """The dense sets that either side has. :class:`InvalidArgumentError` for a ``follower`` that is none."""
-    _check_follower(follower)
+    _check_sides(leaders, follower)
     return sorted(_dense_names(leaders) | _dense_names(follower))
 
 
@@ -100,7 +101,7 @@ def compare(
     """
     if not 1 <= num_rows <= IDS_PER_CALL_MAX // 2:
         raise InvalidArgumentError("num_rows", f"must be in [1, {IDS_PER_CALL_MAX // 2}], not {num_rows!r}")
-    _check_follower(follower)
+    _check_sides(leaders, follower)
     deadline_s = time.monotonic() + timeout_s
     while problem := _difference(leaders, follower, table):
         if time.monotonic() >= deadline_s:
@@ -172,7 +173,7 @@ def compare_dense(
     pause: Callable[[float], None] = time.sleep,
 ) -> DenseParity:
     """Look at version, position and weights of a dense set until they are equal, or the time is over."""
-    _check_follower(follower)
+    _check_sides(leaders, follower)
     deadline_s = time.monotonic() + timeout_s
     while True:
         before, there = _get_dense(leaders, dense_set), _get_dense(follower, dense_set)
@@ -217,11 +218,20 @@ def _dense_names(store: RemoteStore) -> set[str]:
     return {name for answer in answers for name in answer.dense_sets}
 
 
-def _check_follower(follower: RemoteStore) -> None:
-    answer = follower.peers.call(0, "Topology", admin_pb2.TopologyRequest().SerializeToString())
-    address = follower.peers.address(0)
-    if not decoded_from(address, admin_pb2.TopologyResponse.FromString, answer).follower:
-        raise InvalidArgumentError("follower", f"must be a serving follower: {address} answers, a shard")
+def _check_sides(leaders: RemoteStore, follower: RemoteStore) -> None:
+    address, here = _topology(leaders)
+    there_address, there = _topology(follower)
+    if not there.follower:
+        raise InvalidArgumentError("follower", f"must be a serving follower: {there_address} answers, a shard")
+    own = here.follower and here.address == there.address and not is_nowhere(there.address)
+    if own or address == there_address:
+        raise InvalidArgumentError("follower", f"{there_address} cannot be compared with itself")
+
+
+def _topology(store: RemoteStore) -> tuple[str, admin_pb2.TopologyResponse]:
+    answer = store.peers.call(0, "Topology", admin_pb2.TopologyRequest().SerializeToString())
+    address = store.peers.address(0)
+    return address, decoded_from(address, admin_pb2.TopologyResponse.FromString, answer)
 
 
 def _row_format(follower: RemoteStore, table: str) -> str:

@@ -182,6 +182,19 @@ def test_tables_of_another_form_differ(start: Callable[..., Shard]) -> None:
     assert found.problem == "the follower's table has another dim"
 
 
+def test_a_follower_is_compared_with_the_one_that_it_follows_and_not_with_itself(start: Callable[..., Shard]) -> None:
+    """Beyond a packed follower rows are what that one reads."""
+    leader = a_store(start, TABLE)
+    packed = start(follow=[leader.address], rows="int4")
+    assert packed.wait_ready(TIMEOUT_S)
+    last = following(start, packed)
+    rows = lines("--servers", packed.address, "--follower", last.address)
+    assert [row["equal"] for row in rows] == [100, True]
+    for itself in (packed.address, packed.address.replace("127.0.0.1", "localhost")):
+        done = run(["doctor", "parity", "--servers", itself, "--follower", packed.address])
+        assert (done.returncode, "cannot be compared with itself" in done.stderr) == (1, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("there", "problem"),
     [
