@@ -12,10 +12,12 @@ pulls would feel it. Usable from any thread.
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
@@ -25,6 +27,7 @@ from embedstore.status import to_status
 
 ARRIVAL_S = 30.0
 """How long a request may take to arrive: the largest, at 18 Mbit/s."""
+_IPV6 = "ipv6:"
 
 
 class BusyError(UnavailableError):
@@ -37,8 +40,18 @@ def of_one_host(places: int) -> int:
 
 
 def host_of(peer: str) -> str:
-    """The host in what gRPC calls a peer, such as ipv4:127.0.0.1:50000."""
-    return peer[: peer.rfind(":")]
+    """The host in what gRPC calls a peer, such as ipv4:127.0.0.1:50000. In IPv6 it is the network of the first 64 bits,
+    in all of which one host may have addresses."""
+    host, _, _ = peer.rpartition(":")
+    if not host.startswith(_IPV6):
+        return host or peer
+    try:
+        address = ipaddress.IPv6Address(unquote(host.removeprefix(_IPV6)).strip("[]"))
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return f"ipv4:{address.ipv4_mapped}"
+    return f"{_IPV6}{ipaddress.IPv6Address(int(address) >> 64 << 64)}"
 
 
 class _Host:
