@@ -112,6 +112,18 @@ def test_more_silent_calls_than_there_are_places_keep_nobody_out(
     assert server._measured.refused["Pull", "BusyError"]
 
 
+def test_a_request_that_does_not_come_ends_in_time(start: Callable[..., Shard]) -> None:
+    server = start(tables=[TABLE])
+    server._door._arrival_s = server._open_door._arrival_s = 0.5
+    with ExitStack() as stack:
+        silent = Silent(stack, server.address)
+        for path in (SERVICE + "Push", HEALTH + "Check"):
+            silent.open(path, 1)
+        silent.wait_ended(2)
+        assert [call.code() for call in silent.calls] == [grpc.StatusCode.CANCELLED] * 2
+        assert server._measured.refused["Push", "BusyError"] == server._measured.refused["Check", "BusyError"] == 1
+
+
 def test_watches_of_the_health_that_nobody_ends_keep_nobody_out(start: Callable[..., Shard]) -> None:
     server = start(tables=[TABLE])
     with ExitStack() as stack:
