@@ -13,15 +13,18 @@ import pytest
 
 from embedstore.freshness import (
     BOUNDS_S,
+    EVENT_TO_TRAINED,
     EVENT_TO_VISIBLE,
     PUBLISHED_TO_VISIBLE,
     TRAINED_TO_PUBLISHED,
     Distribution,
 )
+from embedstore.interface import TablePush
 from embedstore.placement import chunks_of_ids
 from embedstore.server.feed import Feed, Pace
 from embedstore.server.intake import Intake
 from embedstore.server.replica import Replica
+from embedstore.server.sampling import Sampler
 from embedstore.spec import SGD, TableSpec
 from embedstore.store import LocalStore
 from embedstore.table_set import TableSet
@@ -163,12 +166,14 @@ def test_a_lone_change_is_counted_with_its_own_age_and_events_that_are_older_tha
     assert abs(found.total - (EVENT_AGE_MS + 5000 + 2 * STEP_MS) / 1000) <= 0.02
 
 
-def test_what_came_while_a_follower_was_cut_off_is_counted_with_all_its_lag() -> None:
+@pytest.mark.parametrize("again", [True, False], ids=["cut off", "slow"])
+def test_what_came_while_a_follower_could_take_nothing_is_counted_with_all_its_lag(again: bool) -> None:
     world = World(200)
     world.run(2000)
     before, count = world.lag(), len(world.waits_s)
     world.run(10_000, cut_off=True)
-    world.hops[0].connect()
+    if again:
+        world.hops[0].connect()
     world.run(1000, None)
     found, waits_s = since(before, world.lag()), world.waits_s[count:]
     assert max(waits_s) > 9.9
@@ -186,3 +191,16 @@ def test_a_first_copy_and_changes_without_events_are_not_counted() -> None:
     world.run(1000, None)
     assert world.lag().num_values == 0
     assert world.read(TRAINED_TO_PUBLISHED, world.store).num_values == len(set(chunks_of_ids(ids, SPEC.num_chunks)))
+
+
+def test_a_push_of_events_of_many_ages_counts_with_its_oldest() -> None:
+    world = World(200)
+    world.run(1000, None)
+    [id_] = [each for each in range(100) if chunks_of_ids(np.array([each], np.uint64), SPEC.num_chunks)[0] == 0][:1]
+    times_ms = world.now_ms - np.array([100, 7000, 30])
+    push = TablePush(np.full(3, id_, np.uint64), np.ones((3, 1), np.float32), event_times_ms=times_ms)
+    world.store.push({"t": push})
+    Sampler(clock_ms=lambda: world.now_ms).trained(world.store, {"t": push}, None, {})
+    world.run(1000, None)
+    assert world.lag().total == pytest.approx((7000 + STEP_MS) / 1000)
+    assert world.read(EVENT_TO_TRAINED, world.store).total == pytest.approx(7.0)
