@@ -62,7 +62,7 @@ demo: $(STAMP)/native $(if $(KAFKA),$(STAMP)/java)
 	$(VENV)/bin/embedtrain demo --seconds $(SECONDS) $(if $(KAFKA),--kafka) $(ARGS)
 
 test: $(STAMP)/dev $(STAMP)/java
-	$(PY) -m pytest --numprocesses=$(WORKERS) --dist=loadfile --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
+	$(PY) -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) --session-timeout=600 $(ARGS)
 
 chaos: $(STAMP)/dev $(STAMP)/java
 	PYTHONPATH=tests $(PY) tests/faults/chaos.py --kills $(KILLS) --seed $(SEED) $(ARGS)
