@@ -83,7 +83,7 @@ class TableSet:
         """The same of ids that are due to be looked at."""
         seen = table.last_seen_s(ids[:SAMPLE_IDS_MAX])
         now_ms = self._clock_ms() - LAST_SEEN_ROUNDED_MS
-        for seen_s in seen.tolist():
+        for seen_s in seen[seen > 0].tolist():  # 0: no push of it has told a time
             self.freshness.observe_ms(SERVED_ROW_AGE, table.spec.name, now_ms - 1000 * seen_s)
 
     def contains(self, table: str, ids: Ids) -> np.ndarray:

@@ -8,7 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer.demo import report
@@ -107,6 +107,8 @@ def test_ticks_are_few_and_inside(low: float, width: float, num_max: int) -> Non
     points=st.lists(st.tuples(st.floats(allow_nan=True), st.floats(allow_nan=True)), max_size=30),
     name=st.text(max_size=12),
 )
+@example(points=[(5e-324, 0.0)], name="")
+@example(points=[(1e-310, 1e-310)], name="")
 def test_a_chart_of_anything_is_well_formed_and_stays_in_its_frame(
     points: list[tuple[float, float]], name: str
 ) -> None:

@@ -80,3 +80,11 @@ def test_the_age_of_served_rows_is_true_on_average() -> None:
     found = store.freshness.read()[SERVED_ROW_AGE, "t"]
     assert found.num_values == len(ages_ms)
     assert abs(found.total - sum(ages_ms) / 1000) <= 0.05 * len(ages_ms)
+
+
+def test_rows_that_were_never_told_a_time_have_no_age() -> None:
+    store = LocalStore(None, [SPEC])
+    ids = np.array([1], np.uint64)
+    store.push({"t": (ids, GRADS[:1])})
+    store.observe_served(store.table("t"), ids)
+    assert (SERVED_ROW_AGE, "t") not in store.freshness.read()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -98,7 +99,10 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str, num_bars: 
 
 
 def ticks(low: float, high: float, num_max: int = 6) -> list[float]:
-    """Round numbers from ``low`` to ``high``: at most ``num_max`` + 1, at steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers from ``low`` to ``high``: at most ``num_max`` + 1, at steps of 1, 2 or 5 times a power of ten. Of a
+    range that is narrower than floats can be cut, ``low`` alone."""
+    if (high - low) / num_max < sys.float_info.min:
+        return [low]
     step = _step((high - low) / num_max)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
