@@ -94,7 +94,8 @@ def test_the_tour_works_as_it_is_written(tmp_path: Path) -> None:
     try:
         output = output_of(process)
     finally:
-        stop = [sys.executable, str(ROOT / "deploy/kafka/broker.py"), "stop", "--data", str(tmp_path / "build/tour/kafka")]
+        data = str(tmp_path / "build/tour/kafka")
+        stop = [sys.executable, str(ROOT / "deploy/kafka/broker.py"), "stop", "--data", data]
         subprocess.run(stop, check=True, capture_output=True)
     assert process.returncode == 0, output
     promised = expected_outputs(blocks)
