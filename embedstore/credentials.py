@@ -36,6 +36,8 @@ _LOCAL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 """What is to stay within this machine goes by no proxy that the environment names."""
 
 Read = TypeVar("Read")
+_HUNG_UP = ("Socket closed", "Connection reset by peer")
+"""Ends of what gRPC says when a server ends the connection, as one that speaks TLS does with a caller in the clear."""
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +75,8 @@ class Credentials:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise InvalidArgumentError("tls_key" if self.tls_key is None else "tls_cert", "is needed beside the other")
+            lacks, has = ("tls_key", "tls_cert") if self.tls_key is None else ("tls_cert", "tls_key")
+            raise InvalidArgumentError(lacks, f"is needed beside {has}")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Credentials:
@@ -184,6 +187,10 @@ class Credentials:
         """What a call to ``address`` that failed raises. A server that refuses this process's certificate says nothing
         and hangs up, so where nobody has answered, a certificate that does not hold is told of."""
         found, held = from_rpc_error(error, address), self.validity()
+        if isinstance(found, UnavailableError) and self.tls_ca is None and found.problem.endswith(_HUNG_UP):
+            return UnavailableError(
+                found.address, f"{found.problem}; does it speak TLS? (EMBEDSTORE_TLS_CA, or credentials=)"
+            )
         problem = held.problem() if held is not None else ""
         if not problem or is_refusal(error) or not isinstance(found, UnavailableError):
             return found

@@ -47,14 +47,16 @@ class TableNotFoundError(EmbedstoreError, LookupError):
 
 
 class TableExistsError(EmbedstoreError):
-    """A table of this name exists with another spec; ``field`` names the first difference."""
+    """A table of this name exists with another spec; ``field`` names the first difference, ``values`` says it: what
+    there is, and what was wanted."""
 
     code: ClassVar[str] = "ALREADY_EXISTS"
 
-    def __init__(self, table: str, field: str) -> None:
-        super().__init__(f"table {table!r} exists with another {field}")
+    def __init__(self, table: str, field: str, values: str = "") -> None:
+        super().__init__(f"table {table!r} exists with {f'{field} {values}' if values else f'another {field}'}")
         self.table = table
         self.field = field
+        self.values = values
 
 
 class DenseSetNotFoundError(EmbedstoreError, LookupError):

@@ -352,7 +352,8 @@ def as_ids(ids: Ids, label: str = "ids") -> np.ndarray:
     if array.ndim != 1:
         raise InvalidArgumentError(label, f"must have one dimension, not shape {array.shape}")
     if array.dtype.kind not in "iu":
-        raise InvalidArgumentError(label, f"must be 64-bit integers, not {array.dtype}")
+        texts = " (embedstore.hash_ids makes them from texts)" if array.dtype.kind in "USTO" else ""
+        raise InvalidArgumentError(label, f"must be 64-bit integers, not {array.dtype}{texts}")
     if array.size > IDS_PER_CALL_MAX:
         raise InvalidArgumentError(label, f"at most {IDS_PER_CALL_MAX} a call, not {array.size}")
     if array.dtype == np.int64:

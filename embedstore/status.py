@@ -95,8 +95,8 @@ _ROWS: dict[type[Exception], _Row] = {
     errors.EmbedstoreError: _plain(errors.EmbedstoreError),
     errors.TableNotFoundError: _named(errors.TableNotFoundError, "table"),
     errors.TableExistsError: _Row(
-        lambda error, detail: _set(detail, error.table, error.field),
-        lambda detail: errors.TableExistsError(detail.name, detail.problem),
+        lambda error, detail: _set(detail, error.table, f"{error.field} {error.values}".rstrip()),
+        lambda detail: errors.TableExistsError(detail.name, *detail.problem.split(" ", 1)),
     ),
     errors.DenseSetNotFoundError: _named(errors.DenseSetNotFoundError, "dense_set"),
     errors.UnknownStreamError: _named(errors.UnknownStreamError, "stream"),

@@ -58,7 +58,8 @@ class LocalStore(DurableTables):
             try:
                 self.alter_table(spec)
             except InvalidArgumentError as problem:
-                raise TableExistsError(spec.name, problem.field.removeprefix("TableSpec.")) from problem
+                difference = problem.field.removeprefix("TableSpec.")
+                raise _exists(self.table(spec.name).spec, spec, difference) from problem
 
     def open_stream(self, stream: str, position: int, generation: int = 0) -> StreamState:
         """See :meth:`embedstore.interface.Store.open_stream`; in the manifest and at the listed standbys before it is
@@ -122,7 +123,7 @@ class LocalStore(DurableTables):
             if existing is None:
                 self._add_new(Table(spec, chunks=owned))
             elif (difference := spec.first_difference(existing.spec)) is not None:
-                raise TableExistsError(spec.name, difference)
+                raise _exists(existing.spec, spec, difference)
         self._await_standbys()
         return existing is None
 
@@ -183,6 +184,10 @@ def open(path: str | Path | None, tables: Sequence[TableSpec] = (), **options: A
 def is_store(path: str | Path) -> bool:
     """Whether the directory holds a store."""
     return (directory(path) / MANIFEST_NAME).exists()
+
+
+def _exists(present: TableSpec, wanted: TableSpec, field: str) -> TableExistsError:
+    return TableExistsError(wanted.name, field, f"{getattr(present, field)!r}, not {getattr(wanted, field)!r}")
 
 
 def _check_spec(label: str, spec: TableSpec) -> None:

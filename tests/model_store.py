@@ -290,7 +290,8 @@ class ModelStore:
         if spec.name in self._tables:
             difference = spec.first_difference(self._tables[spec.name].spec)
             if difference is not None:
-                raise TableExistsError(spec.name, difference)
+                present, wanted = (getattr(each, difference) for each in (self._tables[spec.name].spec, spec))
+                raise TableExistsError(spec.name, difference, f"{present!r}, not {wanted!r}")
             return False
         highest = {stream: state.position for stream, state in self._streams.items()}
         self._tables[spec.name] = StoredTable(dict(highest), fresh(spec), highest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -65,6 +66,8 @@ for _name, (_module, _help) in COMMANDS.items():
 
 def main() -> None:
     """Run ``embedtrain``; a wrong argument or a failure is one line on stderr, not a traceback."""
+    # Errors say what gRPC's own log would say again, in its words. It reads this when it is imported: by a command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app(prog_name="embedtrain")
     except (InvalidArgumentError, EmbedstoreError) as error:

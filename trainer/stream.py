@@ -119,7 +119,7 @@ def _open_store(where: str, settings: Settings) -> Store:
         try:
             return embedstore.open(where, tables=settings.table_specs())
         except TableExistsError as problem:
-            raise InvalidArgumentError("store", f"{where}: {problem} than [model] and [tables] ask for") from problem
+            raise InvalidArgumentError("store", f"{where}: {problem} as [model] and [tables] ask for") from problem
     store: Store = embedstore.connect(where.removeprefix(REMOTE))
     known = store.tables()
     for spec in settings.table_specs():

@@ -7,10 +7,14 @@ watches. Output is for people, or JSON lines with ``--json``. Any refusal is one
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
+# Errors say what gRPC's own log would say again, in its words. It reads this when it is imported: below.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from embedstore.cli import checkpoint, doctor, serve, shard, table, token, top
 

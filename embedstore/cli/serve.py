@@ -127,7 +127,7 @@ def run(options: ShardOptions, signals: Signals) -> None:
         while not server.wait_ready(0.1) and not signals.arrived():
             pass
         if not signals.arrived():
-            typer.echo(f"embedstore: {server.doing} on {server.address}")
+            typer.echo(f"embedstore: {server.doing}")
         signals.arrived(None)
     finally:
         faulthandler.dump_traceback_later(options.drain_s + STOP_S_MAX, exit=True)

@@ -94,7 +94,8 @@ def drop(
         if name not in store.tables():
             raise TableNotFoundError(name)
         if not yes:
-            typer.confirm(f"Drop table {name!r} and all its rows on {len(store.peers)} shards?", abort=True)
+            shards = "1 shard" if len(store.peers) == 1 else f"{len(store.peers)} shards"
+            typer.confirm(f"Drop table {name!r} and all its rows on {shards}?", abort=True)
         store.drop_table(name)
     typer.echo(f"dropped {name}")
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 from embedstore.credentials import Credentials
-from embedstore.errors import InvalidArgumentError, UnavailableError
+from embedstore.errors import InvalidArgumentError, TableNotFoundError, UnavailableError
 from embedstore.interface import LeaderState
 from embedstore.peers import CHANNEL_OPTIONS, parse_addresses
 from embedstore.placement import chunks_of_shard
@@ -180,15 +180,30 @@ class FollowerStore(Replica):
         """Whether every leader's tables have been here completely at least once."""
         return self.as_of_ms(1 << 62) > 0
 
+    def table(self, name: str) -> Table:
+        """The table; :class:`TableNotFoundError`, or :class:`UnavailableError` while it may be there any moment."""
+        try:
+            return super().table(name)
+        except TableNotFoundError:
+            if self.synced:  # which it may have become just now, with this table
+                return super().table(name)
+            address, problem = self._missing()
+            raise UnavailableError(
+                address, f"{problem}; the first copy is not complete (wait_synced), and has no table {name!r} yet"
+            ) from None
+
     def wait_synced(self, timeout_s: float) -> None:
         """Wait until every leader has completed an initial sync; UnavailableError names one that has not in time."""
         if not self.wait_until(lambda: self.synced, timeout_s):
-            missing = [link for link in self._current_links() if not link.complete_until_ms]
-            if missing:
-                address, problem = missing[0].state().address, missing[0].problem or "has not sent everything yet"
-            else:
-                address, problem = "leaders", f"not all are known yet{self._unknown}"
+            address, problem = self._missing()
             raise UnavailableError(address, f"{problem} after {timeout_s:g} s")
+
+    def _missing(self) -> tuple[str, str]:
+        """Who the first copy waits for, and why."""
+        missing = [link for link in self._current_links() if not link.complete_until_ms]
+        if missing:
+            return missing[0].state().address, missing[0].problem or "has not sent everything yet"
+        return "leaders", f"not all are known yet{self._unknown}"
 
     def _chunks_of(self, leader: int, table: Table) -> range:
         num_shards = self._leaders.num_shards

@@ -165,7 +165,7 @@ def serve_metrics(
         server = ScrapeServer(host.strip("[]"), int(port), registry, credentials, mtls=mtls)
     except OSError as error:
         raise UnavailableError(listen, f"metrics cannot be served there: {error.strerror or error}") from error
-    logging.getLogger("embedstore.server").info("metrics at %s:%d/metrics", host, server.server_address[1])
+    logging.getLogger("embedstore.server").info("metrics at %s", server.url(host))
     return server
 
 

@@ -54,6 +54,11 @@ class ScrapeServer(ThreadingMixIn, HTTPServer):
         """Where it listens."""
         return str(self.server_address[0]), self.server_address[1]
 
+    def url(self, host: str) -> str:
+        """Where it answers those who call this machine ``host``."""
+        scheme = "http" if self._context is None else "https"
+        return f"{scheme}://{host}:{self.server_address[1]}/metrics"
+
     def server_bind(self) -> None:
         """Without asking for the name of this machine, which may take long."""
         TCPServer.server_bind(self)

@@ -73,7 +73,7 @@ class Tokens:
         returns the one that it has."""
         given = next((value for key, value in metadata if key == AUTHORIZATION), "")
         if not isinstance(given, str) or not given.startswith(BEARER):
-            raise UnauthenticatedError("a bearer token is needed")
+            raise UnauthenticatedError("a bearer token is needed (EMBEDSTORE_TOKEN_FILE, or credentials=)")
         found = self._role(hashlib.sha256(given.removeprefix(BEARER).encode()).hexdigest())
         if found is None:
             raise UnauthenticatedError("this token is not known here")

@@ -179,6 +179,12 @@ class Serving:
         store.fence(topology.epoch, lambda: StaleEpochError(topology.epoch - 1, topology.epoch, topology))
         self.fenced = True
 
+    @property
+    def successors(self) -> str:
+        """Address of the shard that has this place in the topology record, or where none has it, of all shards."""
+        addresses = self.topology.addresses
+        return addresses[self.shard] if self.shard < len(addresses) else ",".join(addresses)
+
     def store(self) -> TableSet:
         """What can be read; :class:`UnavailableError` while there is nothing yet."""
         if self._store is None:

@@ -131,11 +131,13 @@ class Shard:
 
     @property
     def doing(self) -> str:
-        """What this process is, in words."""
+        """What this process is, in words, the last of which is its address."""
         shard = f"shard {self._serving.shard}/{self.options.num_shards}"
         if self._serving.standby:
-            return f"standing by for {shard}"
-        return "serving follower" if self._serving.follower else f"serving {shard}"
+            return f"standing by for {shard} on {self.address}"
+        if self._serving.fenced:
+            return f"replaced, sending callers to {self._serving.successors} from {self.address}"
+        return f"serving {'follower' if self._serving.follower else shard} on {self.address}"
 
     def start(self) -> None:
         """Open the port, then the data. An error (:class:`EmbedstoreError`, :class:`InvalidArgumentError`) leaves

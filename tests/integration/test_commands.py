@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import COMMAND
 from typer.testing import CliRunner
 
 import embedstore as es
@@ -54,12 +58,28 @@ def test_tables_are_created_listed_described_and_dropped(servers: str, tmp_path:
     [facts] = lines("table", "describe", "items", *at)
     assert (facts["dim"], facts["rows"], facts["optimizer"], facts["chunks"]) == (2, 9, "Adagrad", 8)
     assert "optimizer.lr" in run("table", "describe", "items", *at)
+    told = CliRunner().invoke(app, ["table", "drop", "users", "--servers", servers], input="n\n")
+    assert (told.exit_code, "all its rows on 2 shards?" in told.output) == (1, True)
     assert "dropped users" in run("table", "drop", "users", "--yes", *at)
     assert [row["table"] for row in lines("table", "list", *at)] == ["items"]
     assert "embedstore: table 'users' does not exist" in run("table", "drop", "users", "--yes", *at, code=1)
     assert "does not exist" in run("table", "describe", "users", *at, code=1)
     file.write_text(TABLES.replace("dim = 2", "dim = 4"))
-    assert "exists with another dim" in run("table", "create", str(file), *at, code=1)
+    assert "exists with dim 2, not 4" in run("table", "create", str(file), *at, code=1)
+
+
+@pytest.mark.parametrize("asked", [None, "ERROR"])
+def test_the_log_of_grpc_is_left_out_unless_it_is_asked_for(asked: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    if asked is not None:
+        environment["GRPC_VERBOSITY"] = asked
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [*COMMAND, "serve", "--shard", "0/1", "--listen", listen]
+        told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].startswith(f"embedstore: {listen}: ")
+    assert ("add_port.cc" in told.stderr) == (asked is not None)
 
 
 def test_shards_are_looked_at_and_write_checkpoints(servers: str) -> None:

@@ -453,6 +453,8 @@ def test_a_follower_of_nobody_says_so_and_closes() -> None:
     with follow("127.0.0.1:1") as follower:
         with pytest.raises(UnavailableError, match="not all are known"):
             follower.wait_synced(0.2)
+        with pytest.raises(UnavailableError, match=r"not all are known.*first copy is not complete \(wait_synced\)"):
+            follower.pull({"items": [1]})
         assert follower.stats().leaders == ()
     follower.close()
 

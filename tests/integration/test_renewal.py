@@ -234,7 +234,9 @@ def test_a_follower_without_a_token_says_what_it_lacks(tmp_path: Path) -> None:
     try:
         with es.follow(shard.address) as view:
             until(lambda: view._unknown != "")
-            with pytest.raises(es.UnavailableError, match="a bearer token is needed"):
+            with pytest.raises(
+                es.UnavailableError, match=r"a bearer token is needed \(EMBEDSTORE_TOKEN_FILE, or credentials=\)"
+            ):
                 view.wait_synced(0.1)
     finally:
         shard.stop()

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from embedstore.credentials import PLAIN, Credentials
 from embedstore.server import scrapes
+from embedstore.server.metrics import serve_metrics
 from embedstore.server.scrapes import CONNECTIONS_MAX, ScrapeServer
 
 ODD = 'a"b\\c\nd{}é€\u2028'
@@ -102,6 +103,14 @@ def test_a_renewed_certificate_is_used_without_a_restart(
         if name == "tls_key":  # half-way
             scraped(server, ssl.create_default_context(cafile=old.ca))
     scraped(server, ssl.create_default_context(cafile=new.ca))
+
+
+def test_the_log_says_the_whole_url(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for scheme, credentials in (("http", PLAIN), ("https", Authority(tmp_path).credentials("server"))):
+        with caplog.at_level("INFO", "embedstore.server"):
+            server = serve_metrics("127.0.0.1:0", [], credentials, mtls=False)
+        server.stop()
+        assert caplog.messages[-1] == f"metrics at {scheme}://127.0.0.1:{server.address[1]}/metrics"
 
 
 def test_odd_names_are_escaped(stack: ExitStack, registry: CollectorRegistry) -> None:

@@ -118,8 +118,9 @@ def test_only_those_who_the_authority_knows_can_connect(
         replace(whole, tls_ca=stranger.ca),
         replace(whole, tls_name="elsewhere"),
     ):
-        with pytest.raises(es.UnavailableError, match=server.address):
+        with pytest.raises(es.UnavailableError, match=server.address) as refused:
             connect(server.address, bad, timeout_s=0.5, retry_s=0.5)
+        assert ("does it speak TLS? (EMBEDSTORE_TLS_CA" in str(refused.value)) == (bad == PLAIN)
 
 
 def test_certificates_are_renewed_on_disk_without_a_restart(
@@ -269,7 +270,7 @@ def test_bad_files_are_refused_by_name(authority: Authority, tmp_path: Path) -> 
     for path in (tmp_path / "empty", tmp_path / "two words", tmp_path / "missing"):
         with pytest.raises(es.InvalidArgumentError, match=str(path)):
             connect("127.0.0.1:1", Credentials(token_file=path))
-    with pytest.raises(es.InvalidArgumentError, match="tls_key"):
+    with pytest.raises(es.InvalidArgumentError, match=r"tls_key: .* tls_cert$"):
         Credentials(tls_cert=good.tls_cert)
 
 

@@ -480,11 +480,17 @@ def test_durable_follows_with_a_checkpoint(store: Store) -> None:
 # -- tables
 
 
+def test_texts_as_ids_are_told_how_to_become_ids(store: Store) -> None:
+    error = refused(es.InvalidArgumentError, lambda: store.pull({"items": ["abc"]}))
+    assert "embedstore.hash_ids" in str(error)
+
+
 def test_create_is_idempotent_and_names_a_difference(store: Store) -> None:
     assert not store.create_table(ITEMS)
     other = es.TableSpec("items", dim=5, optimizer=es.SGD(lr=1.0), num_chunks=8)
     error = refused(es.TableExistsError, lambda: store.create_table(other))
     assert (error.table, error.field) == ("items", "dim")
+    assert str(error) == "table 'items' exists with dim 4, not 5"
 
 
 def test_alter_changes_the_learning_rate_and_nothing_else(store: Store) -> None:

@@ -124,6 +124,7 @@ def test_a_standby_takes_over_with_everything_and_the_old_leader_is_fenced(stack
     assert reassign(cluster.addresses[1], record).fenced
     assert cluster.shards[1].terminate() == 0
     old = cluster.shard(1)
+    assert old.ready_line == f"embedstore: replaced, sending callers to {standby.address} from {old.address}"
     assert reassign(old.address, record).fenced
     # The new one comes back as what it has become.
     standby.kill()

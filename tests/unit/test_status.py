@@ -17,6 +17,7 @@ SAMPLES: list[Exception] = [
     errors.EmbedstoreError("something"),
     errors.TableNotFoundError("items"),
     errors.TableExistsError("items", "dim"),
+    errors.TableExistsError("items", "dim", "4, not 5"),
     errors.DenseSetNotFoundError("dense"),
     errors.UnknownStreamError("kafka/c/t/0"),
     errors.GapError({"a": [7, 3], "b": [2**62]}),
