@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from embedstore.cli.grid import Grid
 from embedstore.client import RemoteStore, connect
 from embedstore.errors import EmbedstoreError, InvalidArgumentError
 
@@ -52,13 +51,14 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> Non
         for row in rows:
             typer.echo(json_line(row))
         return
-    table = Table(title=title)
-    for name in rows[0] if rows else ():
-        table.add_column(name, justify="right" if isinstance(rows[0][name], int | float) else "left")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
     width = None if sys.stdout.isatty() else WIDTH_OF_A_FILE
-    Console(file=sys.stdout, width=width).print(table if rows else f"no {title}")
+    Console(file=sys.stdout, width=width).print(grid(rows, title) if rows else f"no {title}")
+
+
+def grid(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
+    """These values as people read them."""
+    numeric = frozenset(name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    return Grid(title, [{name: _cell(value) for name, value in row.items()} for row in rows], numeric)
 
 
 def json_line(value: Any) -> str:

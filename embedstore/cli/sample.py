@@ -41,17 +41,19 @@ class Member:
     """One process and what it said. ``role``: shard i/n, follower, standby i/n, fenced i/n (others have its place), or
     replaced i/n (they have, and it does not know yet). ``problem``: why there are no ``stats``, or who has its place.
     ``place``: that i and n; ``synced``: everything that its leaders have has been there once; ``own``: the address that
-    it gives as its own.
+    it gives as its own. ``epoch``: of its topology record; None of a follower, which goes by none. ``named``: somebody
+    gave its address, or a topology record has it; else only its leader says that it is there.
     """
 
     address: str
     role: str
-    epoch: int
+    epoch: int | None
     stats: StoreStats | None
     problem: str = ""
     place: tuple[int, int] = (0, 1)
     synced: bool = True
     own: str = ""
+    named: bool = True
 
     @property
     def rows(self) -> int:
@@ -88,14 +90,14 @@ class Sample:
         return min(member.rows / wanted, 1.0) if wanted else None
 
     def links(self) -> list[dict[str, Any]]:
-        """Who follows whom, as leaders see it."""
+        """Who follows whom, as leaders see it; one without calls has gone, and no lag is said of it."""
         return [
             {
                 "leader": member.address,
                 "follower": each.peer,
                 "standby": each.standby,
                 "calls": each.calls,
-                "lag_s": each.lag_s,
+                "lag_s": each.lag_s if each.calls else None,
                 "in_flight_bytes": each.in_flight_bytes,
                 "sent_bytes": each.sent_bytes,
             }
@@ -103,6 +105,11 @@ class Sample:
             if member.stats is not None
             for each in member.stats.follower_states
         ]
+
+
+def with_gone(links: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Links as people read them."""
+    return [link if link["calls"] else link | {"lag_s": "gone"} for link in links]
 
 
 def take(servers: str, followers: str, timeout_s: float) -> Sample:
@@ -199,11 +206,12 @@ class _Look:
 
     def _member(self, address: str) -> Member:
         told, stats = self._told.get(address), self._stats.get(address)
+        named = address not in self._found
         problem = "" if stats is not None else str(self._problems.get(address, ""))
         if address in self._found and isinstance(self._problems.get(address), UnauthenticatedError):
             problem = f"{address}: gets the token when --followers names it"
         if told is None:
-            return Member(address, "?", 0, stats, problem)
+            return Member(address, "?", None, stats, problem, named=named)
         epoch, role = told.topology.epoch, "shard"
         here = {address, told.address} & set(self._newest.addresses)
         if told.standby:
@@ -215,7 +223,8 @@ class _Look:
         place = told.shard, told.num_shards
         shown = role if role == "follower" else f"{role} {told.shard}/{told.num_shards}"
         synced = told.synced or not told.follower
-        return Member(address, shown, epoch, stats, problem, place, synced, told.address)
+        known = None if role == "follower" else epoch
+        return Member(address, shown, known, stats, problem, place, synced, told.address, named)
 
     def _replaced(self, told: admin_pb2.TopologyResponse) -> str:
         """Who has the place of a process that others have taken it from."""

@@ -10,7 +10,7 @@ import typer
 
 from embedstore import freshness, messages
 from embedstore.cli.output import SERVERS_DEFAULT, AsJson, Servers, TimeoutS, connected, one_line_errors, show
-from embedstore.cli.sample import Followers, Sample, take
+from embedstore.cli.sample import Followers, Sample, take, with_gone
 from embedstore.client import RemoteStore
 from embedstore.credentials import Credentials
 from embedstore.errors import UnavailableError
@@ -41,7 +41,7 @@ def topology(servers: Servers = SERVERS_DEFAULT, as_json: AsJson = False, timeou
             {
                 "shard": f"{reply.call.shard if silent else answer.shard}/{len(replies)}",
                 "address": reply.address,
-                "epoch": None if silent else answer.topology.epoch,
+                "epoch": None if silent or (answer.follower and not answer.standby) else answer.topology.epoch,
                 "ready": answer.ready,
                 "follower": answer.follower,
             }
@@ -109,6 +109,8 @@ def lag(
     """How long events take to be trained, published and visible, and how far behind each follower is.
 
     Times in seconds, over all processes together, since each has started; docs/metrics.md says what each one is.
+    Exit code 1 when a shard, or another process whose address was given, does not answer; what is shown is of the
+    others then.
     """
     with one_line_errors():
         sample = take(servers, followers, timeout_s)
@@ -117,9 +119,12 @@ def lag(
         typer.echo(f"embedstore: {member.problem}", err=True)
     if len(silent) == len(sample.members):
         raise typer.Exit(1)
-    for rows, title in ((_times(sample), "times"), (sample.links(), "followers")):
+    links = sample.links() if as_json else with_gone(sample.links())
+    for rows, title in ((_times(sample), "times"), (links, "followers")):
         if rows or not as_json:
             show(rows, as_json=as_json, title=title)
+    if any(member.named and not member.role.startswith("fenced") for member in silent):
+        raise typer.Exit(1)
 
 
 def _times(sample: Sample) -> list[dict[str, Any]]:

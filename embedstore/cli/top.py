@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from embedstore import messages
+from embedstore.cli.grid import Grid
 from embedstore.cli.output import (
     SERVERS_DEFAULT,
     WIDTH_OF_A_FILE,
@@ -24,12 +23,18 @@ from embedstore.cli.output import (
     json_line,
     one_line_errors,
 )
-from embedstore.cli.sample import Followers, Member, Sample, take
+from embedstore.cli.sample import Followers, Member, Sample, take, with_gone
 from embedstore.errors import InvalidArgumentError
 from embedstore.freshness import EVENT_TO_VISIBLE, TIME_TO_FIRST_EMBEDDING
 from embedstore.interface import StoreStats
 
 INTERVAL_S_MAX = 3600.0
+LEAST = {
+    "processes": ("uptime_s", "followers", "checkpoint_age_s", "copied_share", "epoch"),
+    "tables": ("inserted_rows_per_s", "bytes_per_row", "missed_share"),
+    "followers": ("sent_bytes",),
+}
+"""Columns that a narrow console does without, the first of them first."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -201,28 +206,28 @@ def _links(now: Sample) -> list[dict[str, Any]]:
 
 
 def _page(shown: Mapping[str, Any]) -> Group:
-    links = [link for link in shown["links"] if "lag_s" in link]
+    links = with_gone([link for link in shown["links"] if "lag_s" in link])
     fresh = [link for link in shown["links"] if "table" in link]
-    parts = [_table("processes", shown["members"]), _table("tables", shown["tables"])]
-    more = (
+    parts = (
+        ("processes", shown["members"]),
+        ("tables", shown["tables"]),
         ("followers' tables", shown["copies"]),
         ("dense sets", shown["dense_sets"]),
         ("followers", links),
         ("freshness", fresh),
     )
-    parts += [_table(title, rows) for title, rows in more if rows]
-    return Group(Text(time.strftime("embedstore  %Y-%m-%d %H:%M:%S"), style="bold"), *parts)
+    shown_parts = [each for title, rows in parts if rows for each in (Text(), _grid(title, rows))]
+    return Group(Text(time.strftime("embedstore  %Y-%m-%d %H:%M:%S"), style="bold"), *shown_parts)
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", expand=False)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    for column in columns:
-        numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column.removesuffix("_bytes").replace("_per_s", "/s"), justify="right" if numeric else "left")
-    for row in rows:
-        table.add_row(*(escape(_cell(column, row.get(column))) for column in columns))
-    return table
+def _grid(title: str, rows: Sequence[Mapping[str, Any]]) -> Grid:
+    numeric = {_header(name) for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    cells = [{_header(name): _cell(name, value) for name, value in row.items()} for row in rows]
+    return Grid(title, cells, frozenset(numeric), [_header(name) for name in LEAST.get(title, ())])
+
+
+def _header(name: str) -> str:
+    return name.removesuffix("_bytes").replace("_per_s", "/s")
 
 
 def _cell(column: str, value: Any) -> str:

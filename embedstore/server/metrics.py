@@ -79,9 +79,9 @@ class Exposition(Collector):
         serving = self._serving
         yield _gauge("ready", "1 while rows can be read here, else 0; a standby's are never read.", serving.ready)
         yield _gauge("fenced", "1 once others have taken this process's place, else 0.", serving.fenced)
-        yield _gauge(
-            "epoch", "Epoch of the topology record that is served; each takeover raises it.", serving.topology.epoch
-        )
+        if serving.standby or not serving.follower:
+            meaning = "Epoch of the topology record that is served, of a standby its leaders'; each takeover raises it."
+            yield _gauge("epoch", meaning, serving.known_topology().epoch)
         yield from self._request_families()
         try:
             yield from of_store(serving.stats(), serving.synced)

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from processes import free_port
+from processes import free_port, run
 from scraping import scraped
 
 import embedstore as es
@@ -63,6 +63,10 @@ def test_a_follower_that_comes_back_is_the_same_one(start: Callable[..., Shard])
     sent_bytes = labelled(leader, "follower_sent_bytes_total")[name]
     assert sent_bytes > 1000
     assert labelled(leader, "follower_lag_seconds") == labelled(leader, "follower_in_flight_bytes") == {}
+    [link] = take(leader.address, "", TIMEOUT_S).links()
+    assert (link["follower"], link["calls"], link["lag_s"]) == (name, 0, None)
+    lag = run(["shard", "lag", "--servers", leader.address])
+    assert (lag.returncode, lag.stdout.split()[-3]) == (0, "gone")
     assert start(follow=[leader.address], listen=name).wait_ready(TIMEOUT_S)
     assert labelled(leader, "follower_calls") == {name: 1}
     assert labelled(leader, "follower_sent_bytes_total")[name] >= 2 * sent_bytes - 1000

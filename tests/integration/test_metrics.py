@@ -25,6 +25,7 @@ from embedstore.placement import chunks_of_ids
 from embedstore.server.exposed import expose_metrics
 from embedstore.server.options import ShardOptions
 from embedstore.server.shard import Shard
+from embedstore.status import Topology
 from embedstore.table_set import DENSE_TOLD_MAX
 
 TABLE = es.TableSpec("items", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
@@ -120,6 +121,9 @@ def test_a_standby_tells_what_it_has_and_how_old_it_is(start: Callable[..., Shar
     assert found["stream_position", "applied", "topic/0"] == 9
     assert not any(key[0].startswith(measure) for key in found for measure in MEANINGS)
     assert ("synced",) not in scraped(leader)
+    leader._serving.adopt(Topology(3, (leader.address,), 1))
+    assert scraped(leader)["epoch",] == 3
+    until(lambda: scraped(standby)["epoch",] == 3)
 
 
 def test_a_follower_tells_what_it_has_before_its_first_copy_is_complete(start: Callable[..., Shard]) -> None:
@@ -324,6 +328,8 @@ def test_lag_and_top_show_what_all_processes_say(start: Callable[..., Shard]) ->
     assert {row["leader"] for row in rows if "leader" in row} == {shard.address for shard in leaders}
     [facts] = shown
     assert [member["role"] for member in facts["members"]] == ["shard 0/2", "shard 1/2", "follower"]
+    assert [member["epoch"] for member in facts["members"]] == [1, 1, None]
+    assert [("epoch",) in scraped(shard) for shard in (*leaders, follower)] == [True, True, False]
     assert sum(member["rows"] for member in facts["members"][:2]) == facts["members"][2]["rows"] == 64
     [copy] = facts["copies"]
     assert (copy["follower"], copy["table"], copy["rows"]) == (follower.address, "items", 64)

@@ -76,6 +76,8 @@ def test_a_row_that_differs_is_found_and_named(start: Callable[..., Shard]) -> N
         [row] = lines(*at, "--wait-s", "0.3", code=1)
         assert (row["equal"], row["different"], row["ids"]) == (48, 2, [7, 9])
         assert "does not exist" in run(["doctor", "parity", *at, "--table", "nothing"]).stderr
+        told = run(["doctor", "parity", *at, "--wait-s", "0.1"])
+        assert (told.returncode, told.stdout.splitlines()[-1]) == (1, "different: items: 2 rows, ids 7, 9")
 
 
 def test_a_sample_is_random_and_from_every_chunk(start: Callable[..., Shard]) -> None:

@@ -49,6 +49,10 @@ def test_one_shard_that_is_away_hides_no_other(members: Members) -> None:
     code, output, errors = run("shard", "stats", "--json", *at)
     assert [json.loads(line)["address"] for line in output.splitlines()] == [alive]
     assert code == 1 and errors.startswith(f"embedstore: {gone}: ")
+    code, output, errors = run("shard", "lag", *at)
+    assert code == 1 and errors.startswith(f"embedstore: {gone}: ") and "no followers" in output
+    code, _, errors = run("shard", "lag", "--servers", alive, "--followers", gone, "--timeout-s", "1")
+    assert code == 1 and errors.startswith(f"embedstore: {gone}: ")
 
 
 def test_no_checkpoint_is_waited_for_that_a_shard_cannot_write(members: Members) -> None:
