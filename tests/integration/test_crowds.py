@@ -160,6 +160,20 @@ def test_a_client_waits_for_a_place(start: Callable[..., Shard]) -> None:
     assert server._measured.refused["Push", "BusyError"]
 
 
+def watching(channel: grpc.Channel) -> Any:
+    """A watch of the health that has a place; the server may still count a call whose answer has come already."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while True:
+        watch: Any = channel.unary_stream(HEALTH + "Watch", None, None)(b"", timeout=TIMEOUT_S)
+        try:
+            next(watch)
+        except grpc.RpcError:
+            if time.monotonic() > deadline_s:
+                raise
+        else:
+            return watch
+
+
 def test_a_client_comes_again_when_the_connection_itself_has_no_room(
     start: Callable[..., Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,8 +184,7 @@ def test_a_client_comes_again_when_the_connection_itself_has_no_room(
     with ExitStack() as stack:
         store = stack.enter_context(es.connect(server.address, timeout_s=TIMEOUT_S))
         channel = stack.enter_context(grpc.insecure_channel(server.address))
-        watch: Any = channel.unary_stream(HEALTH + "Watch", None, None)(b"", timeout=TIMEOUT_S)
-        next(watch)
+        watch = watching(channel)
         with pytest.raises(grpc.RpcError) as caught:
             healthy(channel)
         assert caught.value.details() == "Concurrent RPC limit exceeded!"
