@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import Process, free_port
+from waiting import until
 
 import embedstore as es
 from embedstore.server.follow import FollowerStore
@@ -59,14 +59,6 @@ def counts(store: es.Reader) -> set[float]:
     return set((-store.pull({"counted": IDS})["counted"][:, 0]).tolist())
 
 
-def until(done: Callable[[], bool]) -> None:
-    """Ask a process, which tells nobody when it changes, again and again."""
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not done():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.02)
-
-
 def test_a_follower_outlives_a_killed_shard_and_is_in_step_when_it_is_back(shards: Shards) -> None:
     follow = ("--follow", shards.addresses[0], "--listen", "127.0.0.1:0", "--sync-interval-ms", "20")
     with (
@@ -82,17 +74,17 @@ def test_a_follower_outlives_a_killed_shard_and_is_in_step_when_it_is_back(shard
         chained.wait_for(push(store, 1), TIMEOUT_S)
         assert counts(remote) == counts(chained) == {2.0}
         shards.processes[1].kill()
-        until(lambda: [leader.connected for leader in remote.stats().leaders] == [True, False])
+        until(lambda: [leader.connected for leader in remote.stats().leaders] == [True, False], TIMEOUT_S)
         age_s = remote.stats().leaders[1].age_s
-        until(lambda: remote.stats().leaders[1].age_s > age_s + 0.1)
+        until(lambda: remote.stats().leaders[1].age_s > age_s + 0.1, TIMEOUT_S)
         assert counts(remote) == {2.0}
         with pytest.raises(es.ReadOnlyError):
             remote.push({"counted": (IDS, np.ones((len(IDS), 1)))})
 
         shards.restart(1)
-        until(lambda: all(leader.connected for leader in remote.stats().leaders))
+        until(lambda: all(leader.connected for leader in remote.stats().leaders), TIMEOUT_S)
         assert [leader.reconnects for leader in remote.stats().leaders] == [0, 1]
-        until(lambda: counts(remote) == {1.0, 2.0})
+        until(lambda: counts(remote) == {1.0, 2.0}, TIMEOUT_S)
         with pytest.raises(es.GapError) as refused:
             push(store, 2)
         assert refused.value.watermarks == {"s": [1, 3]}
@@ -112,4 +104,4 @@ def test_a_follower_that_is_killed_starts_again_from_nothing(shards: Shards) -> 
             with Process(*follow) as process, es.connect(process.address) as remote:
                 assert counts(remote) == {1.0}
                 process.kill()
-        until(lambda: store.stats().followers == 0)
+        until(lambda: store.stats().followers == 0, TIMEOUT_S)

@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from certificates import Authority
+from waiting import until
 
 import embedstore as es
 from embedstore.credentials import AUTHORIZATION, BEARER, PLAIN, Credentials
@@ -67,14 +68,7 @@ class Silent:
             self.calls.append(silent.future(self._nothing(), metadata=self._metadata))
 
     def wait_ended(self, count: int) -> None:
-        wait_until(lambda: sum(call.done() for call in self.calls) >= count)
-
-
-def wait_until(found: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+        until(lambda: sum(call.done() for call in self.calls) >= count)
 
 
 def healthy(channel: grpc.Channel) -> bool:
@@ -217,7 +211,7 @@ def test_a_reader_who_follows_as_often_as_he_can_leaves_a_standby_its_place(
         assert leader._measured.refused["Follow", "LimitError"] == 1
         assert leader._measured.refused["Follow", "BusyError"] >= 4
         standby = start(follow=[leader.address], standby=True, data=tmp_path / "standby")
-        wait_until(lambda: any(state.standby for state in leader._serving.sync().follower_states()))
+        until(lambda: any(state.standby for state in leader._serving.sync().follower_states()))
         with es.connect(leader.address, timeout_s=TIMEOUT_S) as store:
             store.push({"t": (IDS, ONES)})
         [record] = activate([standby.address], None, force=False, timeout_s=TIMEOUT_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from processes import free_port, run
 from scraping import scraped
+from waiting import until
 
 import embedstore as es
 from embedstore.cli.sample import Sample, take
@@ -28,13 +28,6 @@ from embedstore.v1 import admin_pb2, admin_pb2_grpc, sync_pb2, sync_pb2_grpc
 TABLE = es.TableSpec("items", dim=2, optimizer=es.SGD(1.0), num_chunks=4)
 TIMEOUT_S = 20.0
 HOST = socket.gethostname()
-
-
-def until(found: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def labelled(shard: Shard, name: str) -> dict[str, float]:

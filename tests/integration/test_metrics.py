@@ -17,6 +17,7 @@ import pytest
 from certificates import Authority
 from processes import free_port, run
 from scraping import check_told, families, scraped
+from waiting import until
 
 import embedstore as es
 from embedstore.credentials import PLAIN
@@ -36,13 +37,6 @@ TIMEOUT_S = 20.0
 def start(start: Callable[..., Shard]) -> Callable[..., Shard]:
     """As everywhere, with metrics."""
     return partial(start, metrics_listen="127.0.0.1:0")
-
-
-def until(found: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def now_ms() -> int:

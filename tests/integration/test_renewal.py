@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from certificates import Authority
+from waiting import until
 
 import embedstore as es
 from embedstore import credentials
@@ -72,13 +73,6 @@ class Renewed:
         mend()
         self.shard = Shard(replace(self._options, listen=address, credentials=replace(server, tls_ca=kept)))
         self.shard.start()
-
-
-def until(found: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def test_a_follower_goes_on_after_a_renewal_that_it_met_half_way(tmp_path: Path) -> None:

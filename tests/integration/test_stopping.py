@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import Process, free_port
+from waiting import until
 
 import embedstore as es
 from embedstore.server.options import ShardOptions
@@ -26,13 +26,6 @@ PROMPT_S = 10.0
 """Far below the time to drain, with room for a busy machine."""
 
 TIMEOUT_S = 60.0
-
-
-def until(found: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def fill_up(store: es.RemoteStore) -> None:
@@ -66,7 +59,7 @@ def test_a_shard_that_stops_waits_for_no_follower_that_stands_still(tmp_path: Pa
         store.push({"t": (IDS, ONES)})
         follower.process.send_signal(signal.SIGCONT)
         with es.connect(follower.address) as view:
-            until(lambda: bool((view.pull({"t": IDS})["t"] == store.pull({"t": IDS})["t"]).all()))
+            until(lambda: bool((view.pull({"t": IDS})["t"] == store.pull({"t": IDS})["t"]).all()), TIMEOUT_S)
 
 
 def test_a_push_in_flight_finishes_beside_a_follower_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
